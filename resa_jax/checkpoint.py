@@ -1,0 +1,114 @@
+"""Train states on disk: all that the project knows of Orbax."""
+
+import importlib.metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+import resa_jax
+from resa_jax.errors import UserError
+from resa_jax.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of a run, `DIRECTORY/STEP/` each; to be used as a context manager.
+
+    Saving is asynchronous and atomic: `save` returns when the state has been copied off the
+    devices, and a step's folder appears only once it is whole. Leaving the context waits for it.
+    """
+
+    def __init__(self, directory: Path, keep: int, config: str):
+        """
+        Args:
+          directory: made when it does not exist.
+          keep: how many of the latest checkpoints stay.
+          config: the resolved configuration as JSON, stored with every checkpoint.
+        """
+        libraries = ("jax", "flax", "optax", "orbax-checkpoint")
+        versions = {name: importlib.metadata.version(name) for name in libraries}
+        self._metadata = {
+            "config": config,
+            "versions": versions | {"resa_jax": resa_jax.__version__},
+            "processes": jax.process_count(),
+        }
+        self._checkpointer = ocp.training.Checkpointer(
+            Path(directory).absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._checkpointer.close()
+
+    @property
+    def latest_step(self) -> int:
+        """The step of the newest whole checkpoint, 0 when there is none."""
+        latest = self._checkpointer.latest
+        return 0 if latest is None else latest.step
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Starts to save `state`, whose buffers may be donated as soon as this returns."""
+        if step != self.latest_step:
+            self._checkpointer.save_checkpointables_async(
+                step, {"state": vars(state)}, force=True, custom_metadata=self._metadata
+            )
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state saved at `step`, placed as the shardings in `abstract` say.
+
+        The number of devices and processes may differ from that of the run that saved it.
+        """
+        loaded = self._checkpointer.load_checkpointables(step, {"state": vars(abstract)})
+        return TrainState(**loaded["state"])
+
+
+def read_subtree(path: Path, *names: str) -> dict:
+    """Parts of the checkpoint in the folder `path` as NumPy arrays, whatever devices saved it.
+
+    Args:
+      path: `DIR/checkpoints/STEP`.
+      *names: paths into the train state, as "ema_params/encoder"; one that the state lacks is left
+        out of the result.
+
+    Returns:
+      A dict from name to nested dict.
+    """
+    path = Path(path).absolute()
+    saved = ocp.checkpointables_metadata(path).metadata.get("state")
+    if saved is None:
+        raise UserError(f"{path} is no checkpoint of a train state.")
+    wanted, found = {}, {}
+    for name in names:
+        keys = name.split("/")
+        node = saved
+        for key in keys:
+            node = node.get(key, {})
+        if not node:
+            continue
+        found[name] = keys
+        target = wanted
+        for key in keys[:-1]:
+            target = target.setdefault(key, {})
+        target[keys[-1]] = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), node)
+    options = ocp.options.PyTreeOptions(
+        loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
+    )
+    with ocp.Context(pytree_options=options):
+        state = ocp.load_checkpointables(path, {"state": wanted})["state"]
+    return {name: _lookup(state, keys) for name, keys in found.items()}
+
+
+def read_config(path: Path) -> str:
+    """The configuration, as JSON, of the run that saved the checkpoint in the folder `path`."""
+    return ocp.checkpointables_metadata(Path(path).absolute()).custom_metadata["config"]
+
+
+def _lookup(tree, keys):
+    for key in keys:
+        tree = tree[key]
+    return tree

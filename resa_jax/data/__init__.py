@@ -1,0 +1,8 @@
+"""Images: where they come from, how they reach the device, and what is done to them there.
+
+check     finds a user's mistakes in the name of a source, quickly
+sources   `open_source`: digits, folders, npz files, TFDS
+decode    one file to upright RGB
+pipeline  batches as a pure function of (seed, step)
+augment   views on the device, with `resample` and `color`
+"""

@@ -1,0 +1,270 @@
+"""Views of a batch of images, computed on the device.
+
+Everything is a pure function of a key and a batch. All random numbers are drawn for the whole global
+batch, so that they don't depend on how it is sharded, and from keys of their own for each view and
+operator, so that dropping one operator leaves the others' numbers alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from resa_jax.data import color
+from resa_jax.data.resample import Interpolation, resample, resampling_matrix
+
+
+Crop = Literal["random", "center"]
+
+# Each operator's own number for its random key. They must never change: runs resume by them.
+_CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE = range(6)
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class View:
+    """How one view is made; a probability or range of 0 drops its operator from the program.
+
+    The defaults are the standard view of the authors' ImageNet runs, but for its bicubic
+    interpolation; the weak view has only the crop and the flip (`WEAK_VIEW`).
+
+    Attributes:
+      size: of the view's side, in pixels.
+      crop: "random": torchvision's RandomResizedCrop; "center": the largest centred square.
+      crop_scale: range of the crop's area over the image's.
+      crop_ratio: range of the crop's width over its height, before it becomes a square.
+      interpolation: "bilinear" or "bicubic", both antialiased as in Pillow.
+      flip_probability: of the horizontal flip.
+      jitter_probability: of the colour jitter, with its operators in random order.
+      brightness, contrast, saturation: factors are drawn from 1 - x (at least 0) to 1 + x.
+      hue: shifts are drawn from -x to x, in full turns; at most 0.5.
+      grayscale_probability: of dropping the colour.
+      blur_probability: of the Gaussian blur.
+      blur_sigma: range of its standard deviation, in pixels.
+      solarize_probability: of inverting all values from 128 up.
+    """
+
+    size: int
+    crop: Crop = "random"
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+    flip_probability: float = 0.5
+    jitter_probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale_probability: float = 0.2
+    blur_probability: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_probability: float = 0.2
+
+
+# Keyword arguments that leave only the crop and the flip.
+WEAK_VIEW = {
+    "jitter_probability": 0.0,
+    "grayscale_probability": 0.0,
+    "blur_probability": 0.0,
+    "solarize_probability": 0.0,
+}
+
+
+def augment(
+    key: Key[Array, ""],
+    images: UInt8[Array, "n c c 3"],
+    sizes: Int[Array, "n 2"],
+    views: Sequence[View],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[Float[Array, "n ..."], ...]:
+    """Makes each of the views of each image, normalised: float32 [n, size, size, 3].
+
+    The operators, their order and distributions are torchvision's on Pillow images: crop, colour
+    jitter, grayscale, blur, solarise, flip; then (x / 255 - mean) / std.
+
+    Args:
+      images: on their canvas, in the top-left corner.
+      sizes: the images' heights and widths.
+      mean, std: of the channels, for values 0..1.
+    """
+    planes = images.transpose(0, 3, 1, 2).astype(jnp.float32)
+    results = []
+    for number, view in enumerate(views):
+        pixels = _make_view(jax.random.fold_in(key, number), planes, sizes, view)
+        results.append(normalize(pixels.transpose(0, 2, 3, 1), mean, std))
+    return tuple(results)
+
+
+def normalize(
+    pixels: Float[Array, "n h w 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "n h w 3"]:
+    """(x / 255 - mean) / std for pixels 0..255."""
+    return (pixels / 255 - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
+
+
+def center_crop(
+    images: UInt8[Array, "n c c 3"],
+    sizes: Int[Array, "n 2"],
+    *,
+    size: int,
+    resize: int,
+    interpolation: Interpolation,
+) -> Float[Array, "n size size 3"]:
+    """torchvision's Resize(resize) and CenterCrop(size): whole numbers 0..255.
+
+    The short side becomes `resize` pixels long, and `size` <= `resize` pixels of each side stay. An
+    image that already is `resize` x `resize` keeps its pixels.
+    """
+    short = sizes.min(axis=1, keepdims=True)
+    resized = resize * sizes // short  # of each side
+    start = jnp.round((resized - size) / 2)
+    rows, columns = (
+        resampling_matrix(
+            jnp.zeros_like(sizes[:, axis]),
+            sizes[:, axis],
+            size=size,
+            canvas=images.shape[1],
+            interpolation=interpolation,
+            output_length=resized[:, axis],
+            output_start=start[:, axis].astype(jnp.int32),
+        )
+        for axis in (0, 1)
+    )
+    planes = images.transpose(0, 3, 1, 2).astype(jnp.float32)
+    return resample(planes, rows, columns).transpose(0, 2, 3, 1)
+
+
+def _make_view(
+    key: Key[Array, ""],
+    planes: Float[Array, "n 3 c c"],
+    sizes: Int[Array, "n 2"],
+    view: View,
+) -> Float[Array, "n 3 size size"]:
+    keys = [jax.random.fold_in(key, operator) for operator in range(6)]
+    num_images = len(planes)
+
+    def some(key: Key[Array, ""], probability: float, changed: Array, images: Array) -> Array:
+        chosen = jax.random.bernoulli(key, probability, (num_images,))
+        return jnp.where(chosen[:, None, None, None], changed, images)
+
+    pixels = _crop_and_flip(keys[_CROP], keys[_FLIP], planes, sizes, view)
+    if view.jitter_probability > 0:
+        choice, numbers = jax.random.split(keys[_JITTER])
+        pixels = some(choice, view.jitter_probability, _jitter(numbers, pixels, view), pixels)
+    if view.grayscale_probability > 0:
+        gray = color.grayscale(pixels)
+        pixels = some(keys[_GRAYSCALE], view.grayscale_probability, gray, pixels)
+    if view.blur_probability > 0:
+        choice, numbers = jax.random.split(keys[_BLUR])
+        low, high = view.blur_sigma
+        sigma = jax.random.uniform(numbers, (num_images,), minval=low, maxval=high)
+        blurred = color.gaussian_blur(pixels, sigma, max_sigma=high)
+        pixels = some(choice, view.blur_probability, blurred, pixels)
+    if view.solarize_probability > 0:
+        inverted = color.solarize(pixels)
+        pixels = some(keys[_SOLARIZE], view.solarize_probability, inverted, pixels)
+    return pixels
+
+
+def _crop_and_flip(
+    crop_key: Key[Array, ""],
+    flip_key: Key[Array, ""],
+    planes: Float[Array, "n 3 c c"],
+    sizes: Int[Array, "n 2"],
+    view: View,
+) -> Float[Array, "n 3 size size"]:
+    if view.crop == "random":
+        boxes = random_boxes(crop_key, sizes, view.crop_scale, view.crop_ratio)
+    else:
+        boxes = center_boxes(sizes)
+    rows, columns = (
+        resampling_matrix(
+            boxes[:, axis],
+            boxes[:, 2 + axis],
+            size=view.size,
+            canvas=planes.shape[2],
+            interpolation=view.interpolation,
+        )
+        for axis in (0, 1)
+    )
+    if view.flip_probability > 0:
+        # The last operator, but all the others commute with it, and here it costs nothing.
+        flipped = jax.random.bernoulli(flip_key, view.flip_probability, (len(sizes),))
+        columns = jnp.where(flipped[:, None, None], columns[:, ::-1], columns)
+    return resample(planes, rows, columns)
+
+
+def random_boxes(
+    key: Key[Array, ""],
+    sizes: Int[Array, "n 2"],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Int[Array, "n 4"]:
+    """Boxes (top, left, height, width) distributed as torchvision's RandomResizedCrop has them.
+
+    Of ten candidates, with the area uniform in `scale` times the image's area and the logarithm of
+    width over height uniform in that of `ratio`, the first that fits inside of the image is taken, at
+    a uniform place; where none fits, the centred box of the full extent whose ratio is in range.
+    """
+    height, width = sizes[:, :1].astype(jnp.float32), sizes[:, 1:].astype(jnp.float32)
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    shape = (len(sizes), _TRIES)
+    area = height * width * jax.random.uniform(area_key, shape, minval=scale[0], maxval=scale[1])
+    log_ratio = jax.random.uniform(
+        ratio_key, shape, minval=math.log(ratio[0]), maxval=math.log(ratio[1])
+    )
+    box_width = jnp.round(jnp.sqrt(area * jnp.exp(log_ratio)))
+    box_height = jnp.round(jnp.sqrt(area / jnp.exp(log_ratio)))
+    fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
+    first = jnp.argmax(fits, axis=1, keepdims=True) == jnp.arange(_TRIES)
+    box = jnp.stack([(box_height * first).sum(axis=1), (box_width * first).sum(axis=1)], axis=1)
+    extent = jnp.concatenate([height, width], axis=1)
+    uniform = jax.random.uniform(place_key, (len(sizes), 2))
+    start = jnp.minimum(jnp.floor(uniform * (extent - box + 1)), extent - box)
+
+    whole_ratio = width / height
+    fallback = jnp.concatenate(
+        [
+            jnp.where(whole_ratio < ratio[0], jnp.round(width / ratio[0]), height),
+            jnp.where(whole_ratio > ratio[1], jnp.round(height * ratio[1]), width),
+        ],
+        axis=1,
+    )
+    some_fit = fits.any(axis=1, keepdims=True)
+    box = jnp.where(some_fit, box, fallback)
+    start = jnp.where(some_fit, start, jnp.floor((extent - fallback) / 2))
+    return jnp.concatenate([start, box], axis=1).astype(jnp.int32)
+
+
+def center_boxes(sizes: Int[Array, "n 2"]) -> Int[Array, "n 4"]:
+    """The largest centred square of each image, as (top, left, height, width)."""
+    side = sizes.min(axis=1, keepdims=True)
+    return jnp.concatenate([(sizes - side) // 2, side, side], axis=1)
+
+
+def _jitter(
+    key: Key[Array, ""], pixels: Float[Array, "n 3 h w"], view: View
+) -> Float[Array, "n 3 h w"]:
+    """torchvision's ColorJitter with the operators whose range is not 0."""
+    ranges = (
+        (color.adjust_brightness, max(0.0, 1 - view.brightness), 1 + view.brightness),
+        (color.adjust_contrast, max(0.0, 1 - view.contrast), 1 + view.contrast),
+        (color.adjust_saturation, max(0.0, 1 - view.saturation), 1 + view.saturation),
+        (color.adjust_hue, -view.hue, view.hue),
+    )
+    num_images = len(pixels)
+    # A number for every operator, also a dropped one, so that dropping it changes no other's.
+    uniform = jax.random.uniform(key, (5, num_images, 4))
+    used = [k for k, (_, low, high) in enumerate(ranges) if high > low]
+    if not used:
+        return pixels
+    factors = jnp.stack(
+        [ranges[k][1] + (ranges[k][2] - ranges[k][1]) * uniform[k, :, 0] for k in used]
+    )
+    order = jnp.argsort(uniform[4][:, jnp.array(used)], axis=1)
+    return color.color_jitter(pixels, tuple(ranges[k][0] for k in used), factors, order)

@@ -1,0 +1,270 @@
+"""Finds the mistakes in the name of a source without importing anything heavy.
+
+A command calls `check_source` before it imports JAX, so that a wrong path is answered at once.
+"""
+
+import ast
+import json
+import math
+import os
+import re
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from resa_jax.errors import UserError
+
+
+KINDS = "digits, folder:PATH, npz:FILE, tfds:NAME"
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
+NUM_DIGITS = 1797
+_TFDS_NAME = re.compile(r"(\w+)(?:/([^/:]+))?(?::([\w.*]+))?")
+
+
+def check_source(
+    name: str,
+    *,
+    classes: str | None = None,
+    long_tail: float | None = None,
+    split: str = "train",
+) -> int | None:
+    """Looks for mistakes in a source's name and returns its number of images where that is cheap.
+
+    The arguments are those of `open_source`. Files are listed, and headers read, but no image.
+
+    Raises:
+      UserError: an unknown kind of source, a path that does not exist, a folder without images, an
+        npz file or a TFDS data set of the wrong form, a class that the source lacks.
+    """
+    kind, place = split_name(name)
+    wanted = None if classes is None else read_classes(classes)
+    sizes = None
+    if kind == "digits":
+        count, sizes = NUM_DIGITS, {str(digit): None for digit in range(10)}
+    elif kind == "folder":
+        folder = list_folder(place)
+        count = len(folder.names)
+        if folder.labels is not None:
+            counter = Counter(folder.labels)
+            sizes = {name: counter[label] for label, name in enumerate(folder.class_names)}
+    elif kind == "npz":
+        count = npz_shapes(place)["images"][0]
+    else:
+        count = _tfds_count(place, split)
+    if wanted is None and long_tail is None:
+        return count
+    if kind != "folder":
+        return None  # the labels would have to be read
+    if sizes is None:
+        raise UserError(f"{name} has no class folders, so classes cannot be chosen from it.")
+    chosen = list(sizes) if wanted is None else wanted
+    refuse_missing_classes(name, chosen, sizes)
+    kept = [sizes[name] for name in chosen]
+    return sum(kept if long_tail is None else long_tail_sizes(kept, long_tail))
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`folder:PATH` as ("folder", PATH)."""
+    kind, _, place = name.partition(":")
+    if name == "digits" or (kind in ("folder", "npz", "tfds") and place):
+        return kind, place if kind == "tfds" else os.path.expanduser(place)
+    hint = f" Did you mean folder:{name}?" if os.path.isdir(name) else ""
+    raise UserError(f"{name!r} is no source of images: it must be one of {KINDS}.{hint}")
+
+
+class Folder(NamedTuple):
+    """The images below `root`: paths relative to it, in order, and their classes."""
+
+    root: str
+    names: list[str]
+    labels: list[int] | None
+    class_names: tuple[str, ...]
+
+
+def list_folder(root: str) -> Folder:
+    """Lists a folder's images in a fixed order, with labels from the folders that they lie in.
+
+    A class is a folder below `root` (below `root/train` where everything lies in that one folder),
+    with all that lies deeper. There are no labels where an image lies outside of such folders or
+    where there are fewer than two. Hidden files and folders are left out; links are followed.
+    """
+    if not os.path.isdir(root):
+        what = "is not a folder" if os.path.exists(root) else "does not exist"
+        raise UserError(f"folder:{root}: the path {what}.")
+    names = list(_walk(root, "", set()))
+    if not names:
+        raise UserError(
+            f"folder:{root} holds no image, at any depth: files that end in "
+            f"{', '.join('.' + ending for ending in IMAGE_ENDINGS)} count, in either case."
+        )
+    folders = [name.split("/")[:-1] for name in names]
+    depth = len(os.path.commonprefix(folders))  # of the lists of parts
+    if any(len(parts) == depth for parts in folders):
+        return Folder(root, names, None, ())
+    class_names = sorted({parts[depth] for parts in folders})
+    numbers = {name: label for label, name in enumerate(class_names)}
+    labels = [numbers[parts[depth]] for parts in folders]
+    return Folder(root, names, labels, tuple(class_names))
+
+
+def _walk(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    folder = os.path.join(root, below)
+    try:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+    deeper = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            deeper.append(entry.name)
+        elif entry.name.rpartition(".")[2].lower() in IMAGE_ENDINGS:
+            yield below + entry.name
+    for name in deeper:
+        yield from _walk(root, f"{below}{name}/", seen)
+
+
+def npz_shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays `images` and `labels` of an npz file, read from their headers.
+
+    Raises:
+      UserError: no such file, not an npz file, no `images`, or arrays of the wrong type or shape.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"npz:{path}: there is no such file.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy") for name in archive.namelist()}
+            if "images" not in members:
+                found = ", ".join(sorted(members)) or "no array"
+                raise UserError(
+                    f"npz:{path} needs an array `images`, and holds {found}."
+                    " Write it with numpy.savez(FILE, images=..., labels=...)."
+                )
+            headers = {
+                name: _npy_header(archive, f"{name}.npy")
+                for name in ("images", "labels")
+                if name in members
+            }
+    except (zipfile.BadZipFile, SyntaxError, KeyError, struct.error) as error:
+        raise UserError(f"npz:{path} is not a file that numpy.savez wrote: {error}.") from error
+    dtype, shape = headers["images"]
+    channels_fit = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+    if dtype != "|u1" or not channels_fit or 0 in shape:
+        raise UserError(
+            f"npz:{path}: `images` must be uint8 (NumPy's '|u1') of shape [n, height, width], "
+            f"[n, height, width, 1] or [n, height, width, 3]; it is {dtype!r} of shape {shape}."
+        )
+    if "labels" in headers:
+        dtype, labels_shape = headers["labels"]
+        if dtype[1:2] not in ("i", "u") or labels_shape != shape[:1]:
+            raise UserError(
+                f"npz:{path}: `labels` must be integers of shape {shape[:1]}, one for each image; "
+                f"it is {dtype!r} of shape {labels_shape}."
+            )
+    return {name: header[1] for name, header in headers.items()}
+
+
+def _npy_header(archive: zipfile.ZipFile, member: str) -> tuple[str, tuple[int, ...]]:
+    """dtype and shape from the header of a .npy file (NumPy's format specification, NEP 1)."""
+    with archive.open(member) as file:
+        start = file.read(8)
+        if start[:6] != b"\x93NUMPY":
+            raise zipfile.BadZipFile(f"{member} is no NumPy array")
+        layout = "<H" if start[6] == 1 else "<I"
+        (length,) = struct.unpack(layout, file.read(struct.calcsize(layout)))
+        header = ast.literal_eval(file.read(length).decode("latin1"))
+    return str(header["descr"]), header["shape"]
+
+
+def _tfds_count(name: str, split: str) -> int | None:
+    match = _TFDS_NAME.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f"tfds:{name} is no name of a TFDS data set: write tfds:NAME, tfds:NAME/CONFIG or "
+            "tfds:NAME/CONFIG:VERSION."
+        )
+    data_dir = os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    if "://" in data_dir:
+        return None  # a bucket: only TFDS itself can look
+    folder = os.path.join(data_dir, *(part for part in match.groups()[:2] if part))
+    infos = [
+        os.path.join(where, "dataset_info.json")
+        for where, _, files in os.walk(folder)
+        if "dataset_info.json" in files
+        and (match[3] is None or re.fullmatch(match[3].replace("*", r"\d+"), _last(where)))
+    ]
+    if not infos:
+        raise UserError(
+            f"tfds:{name} has not been prepared: there is no such data set in {folder}. Set "
+            "TFDS_DATA_DIR to where it lies, or prepare it once, with `pip install "
+            f"'resa_jax[tfds]'` and then `python -c \"import tensorflow_datasets as tfds; "
+            f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\"`."
+        )
+    if len(infos) > 1:
+        return None  # which one, TFDS decides
+    with open(infos[0], encoding="utf-8") as file:
+        info = json.load(file)
+    if info.get("fileFormat") != "array_record":
+        raise UserError(
+            f"tfds:{name} in {folder} was prepared as {info.get('fileFormat')!r}, which has no "
+            "random access. Prepare it again with file_format='array_record'."
+        )
+    lengths = {part["name"]: part.get("shardLengths", []) for part in info.get("splits", [])}
+    if re.split(r"\W", split)[0] not in lengths:
+        raise UserError(f"tfds:{name} has no split {split!r}; it has {', '.join(lengths)}.")
+    return sum(map(int, lengths[split])) if split in lengths else None
+
+
+def _last(path: str) -> str:
+    return os.path.basename(path)
+
+
+def read_classes(path: str) -> list[str]:
+    """The first word of each line of a file; blank lines and lines that start with # don't count."""
+    if not os.path.isfile(path):
+        raise UserError(f"data.classes={path}: there is no such file.")
+    with open(path, encoding="utf-8") as file:
+        names = [line.split()[0] for line in file if line.strip() and not line.startswith("#")]
+    if not names:
+        raise UserError(f"data.classes={path} names no class; write one a line.")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"data.classes={path} names the class {twice[0]!r} more than once.")
+    return names
+
+
+def refuse_missing_classes(source: str, wanted: Sequence[str], there) -> None:
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise UserError(
+            f"{source} has no class {missing[0]!r} ({len(missing)} of the {len(wanted)} wanted "
+            f"classes are missing). It has {len(there)}, from {min(there)!r} to {max(there)!r}."
+        )
+
+
+def long_tail_sizes(sizes: Sequence[int], imbalance: float) -> list[int]:
+    """How many images of each class stay: floor(n (1/imbalance)^(i / (C - 1))) of class i of C.
+
+    n is the size of the smallest class, so that each class has enough. With CIFAR-100's 100 classes
+    of 500 and an imbalance of 20 that makes CIFAR-100-LT's 15,907 images.
+
+    Raises:
+      UserError: the imbalance is below 1, or there are fewer than two classes.
+    """
+    if not (imbalance >= 1 and math.isfinite(imbalance)):
+        raise UserError(
+            f"data.long_tail={imbalance} must be at least 1: the largest class over the smallest."
+        )
+    if len(sizes) < 2:
+        raise UserError("data.long_tail needs a source with labels of at least two classes.")
+    last = len(sizes) - 1
+    return [int(min(sizes) * (1 / imbalance) ** (i / last)) for i in range(len(sizes))]

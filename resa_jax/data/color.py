@@ -1,0 +1,143 @@
+"""Colour operators on batches, equal to those of Pillow and torchvision on 8-bit images.
+
+Images are float32 [n, 3, h, w] that hold whole numbers 0..255, before and after each operator: Pillow
+rounds after each, and so do these. Which image gets which operator is the caller's choice.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from resa_jax.data.resample import round_to_8_bits
+
+
+Images = Float[Array, "n 3 h w"]
+
+
+def grayscale(images: Images) -> Images:
+    """Luma 0.299 R + 0.587 G + 0.114 B in all channels (`Image.convert("L")`, which has 16 bits)."""
+    red, green, blue = images[:, 0], images[:, 1], images[:, 2]
+    luma = jnp.floor((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536)
+    return jnp.broadcast_to(luma[:, None], images.shape)
+
+
+def adjust_brightness(images: Images, factor: Float[Array, "n"]) -> Images:
+    """Blends with black (`ImageEnhance.Brightness`)."""
+    return _blend(jnp.zeros_like(images), images, factor)
+
+
+def adjust_contrast(images: Images, factor: Float[Array, "n"]) -> Images:
+    """Blends with the mean grey of the image, a whole number (`ImageEnhance.Contrast`)."""
+    mean = grayscale(images)[:, :1].mean(axis=(1, 2, 3), keepdims=True)
+    return _blend(jnp.floor(mean + 0.5), images, factor)
+
+
+def adjust_saturation(images: Images, factor: Float[Array, "n"]) -> Images:
+    """Blends with the grey image (`ImageEnhance.Color`)."""
+    return _blend(grayscale(images), images, factor)
+
+
+def adjust_hue(images: Images, shift: Float[Array, "n"]) -> Images:
+    """Turns the hue by `shift` of a full turn (torchvision's `adjust_hue`).
+
+    Hue, saturation and value are whole numbers 0..255, as in Pillow's mode HSV.
+    """
+    hue, saturation, value = _rgb_to_hsv(images)
+    turned = _wrap(hue + jnp.trunc(shift * 255)[:, None, None], 256)
+    return _hsv_to_rgb(turned, saturation, value)
+
+
+def color_jitter(
+    images: Images,
+    operators: tuple[Callable[[Images, Float[Array, "n"]], Images], ...],
+    factors: Float[Array, "k n"],
+    order: Int[Array, "n k"],
+) -> Images:
+    """Applies all k operators to each image, in the order of its row of `order`.
+
+    Args:
+      factors: of each operator, for each image.
+      order: permutations of 0..k-1.
+    """
+
+    def apply(images: Images, chosen: Int[Array, "n"]) -> tuple[Images, None]:
+        results = [
+            operator(images, factor) for operator, factor in zip(operators, factors, strict=True)
+        ]
+        conditions = [(chosen == k)[:, None, None, None] for k in range(len(operators))]
+        return jnp.select(conditions, results), None
+
+    # A loop compiles the operators once, and keeps XLA from computing one place's several times.
+    return jax.lax.scan(apply, images, order.T)[0]
+
+
+def gaussian_blur(images: Images, sigma: Float[Array, "n"], *, max_sigma: float) -> Images:
+    """Gaussian blur with the edge pixels repeated outside of the image.
+
+    The kernel is cut off at 4 `sigma`, as in `scipy.ndimage.gaussian_filter(mode="nearest")`.
+    Pillow's `GaussianBlur` is an approximation to it, by three box filters.
+
+    Args:
+      sigma: standard deviations in pixels, above 0.
+      max_sigma: no sigma is larger.
+    """
+    reach = jnp.floor(4 * sigma + 0.5)[:, None]
+    offset = jnp.arange(-int(4 * max_sigma + 0.5), int(4 * max_sigma + 0.5) + 1)
+    kernel = jnp.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (jnp.abs(offset) <= reach)
+    kernel /= kernel.sum(axis=1, keepdims=True)
+
+    def matrix(size: int) -> Float[Array, "n size size"]:
+        place = jnp.arange(size)
+        source = jnp.clip(place[:, None] + offset, 0, size - 1)  # [size, offsets]
+        hits = (source[:, :, None] == place).astype(jnp.float32)
+        return jnp.einsum("no,soz->nsz", kernel, hits, precision=jax.lax.Precision.HIGHEST)
+
+    highest = jax.lax.Precision.HIGHEST
+    images = jnp.einsum("nchw,nxw->nchx", images, matrix(images.shape[3]), precision=highest)
+    images = jnp.einsum("nyh,nchx->ncyx", matrix(images.shape[2]), images, precision=highest)
+    return round_to_8_bits(images)
+
+
+def solarize(images: Images, threshold: int = 128) -> Images:
+    """Inverts all values from the threshold up (`ImageOps.solarize`)."""
+    return jnp.where(images < threshold, images, 255 - images)
+
+
+def _blend(background: Array, images: Images, factor: Float[Array, "n"]) -> Images:
+    """`Image.blend`: it cuts the fraction off instead of rounding."""
+    blended = background + factor[:, None, None, None] * (images - background)
+    return jnp.floor(jnp.clip(blended, 0, 255))
+
+
+def _rgb_to_hsv(images: Images) -> tuple[Float[Array, "n h w"], ...]:
+    red, green, blue = images[:, 0], images[:, 1], images[:, 2]
+    value = images.max(axis=1)
+    spread = value - images.min(axis=1)
+    divisor = jnp.where(spread == 0, 1, spread)
+    # In sixths of a turn, from the channel that is largest; the first one where several are.
+    sixths = jnp.where(
+        red == value,
+        (green - blue) / divisor,
+        jnp.where(green == value, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    hue = jnp.floor(_wrap(sixths / 6, 1) * 255)
+    saturation = jnp.floor(spread * 255 / jnp.where(value == 0, 1, value))
+    return hue, saturation, value
+
+
+def _hsv_to_rgb(hue: Array, saturation: Array, value: Array) -> Images:
+    sixths = hue * (6 / 255)
+
+    def channel(turn: int) -> Float[Array, "n h w"]:
+        position = _wrap(sixths + turn, 6)
+        depth = jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
+        return round_to_8_bits(value - value * (saturation / 255) * depth)
+
+    return jnp.stack([channel(5), channel(3), channel(1)], axis=1)
+
+
+def _wrap(x: Array, period: int) -> Array:
+    """x modulo the period, for -period <= x < 2 period; much cheaper than `jnp.mod`."""
+    return jnp.where(x < 0, x + period, jnp.where(x >= period, x - period, x))

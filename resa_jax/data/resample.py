@@ -1,0 +1,82 @@
+"""Resampling as two matrix products per image, with Pillow's antialiased filters.
+
+Pillow computes a pixel of the result as a weighted mean over the input pixels around its centre,
+with a filter that widens as the image shrinks; first along the rows, rounds to 8 bits, then along the
+columns. Both passes are linear, so each is a matrix, and images of all sizes on one canvas are
+resampled alike (`Image.resize`; Resample.c in its source).
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+def resampling_matrix(
+    start: Int[Array, "n"],
+    length: Int[Array, "n"],
+    *,
+    size: int,
+    canvas: int,
+    interpolation: str,
+    output_length: Int[Array, "n"] | None = None,
+    output_start: Int[Array, "n"] | None = None,
+) -> Float[Array, "n size canvas"]:
+    """Matrices that resize the stretch [start, start + length) of a canvas side.
+
+    The stretch is resized to `output_length` pixels (default `size`), of which `size` pixels from
+    `output_start` (default 0) are computed. Pixels outside of the stretch have no weight, as if it
+    had been cut out first. Each row sums to 1. Where nothing is resized, the weights are exactly 0
+    and 1.
+
+    Args:
+      interpolation: "bilinear", or "bicubic" with Pillow's a = -0.5.
+    """
+    start, length = start[:, None, None], length[:, None, None].astype(jnp.float32)
+    output = jnp.arange(size, dtype=jnp.float32)[:, None]
+    if output_start is not None:
+        output = output + output_start[:, None, None]
+    if output_length is None:
+        scale = length / size
+    else:
+        scale = length / output_length[:, None, None]
+    center = (output + 0.5) * scale
+    position = (jnp.arange(canvas) - start).astype(jnp.float32)  # within the stretch
+    distance = jnp.abs(position + 0.5 - center) / jnp.maximum(scale, 1)
+    weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
+    weights = jnp.where((position >= 0) & (position < length), weights, 0)
+    return weights / weights.sum(axis=2, keepdims=True)
+
+
+def resample(
+    images: Float[Array, "n 3 h w"],
+    rows: Float[Array, "n h2 h"],
+    columns: Float[Array, "n w2 w"],
+) -> Float[Array, "n 3 h2 w2"]:
+    """Applies a matrix to each image's width, then one to its height; whole numbers after each."""
+    images = round_to_8_bits(
+        jnp.einsum("nchw,nxw->nchx", images, columns, precision=jax.lax.Precision.HIGHEST)
+    )
+    return round_to_8_bits(
+        jnp.einsum("nyh,nchx->ncyx", rows, images, precision=jax.lax.Precision.HIGHEST)
+    )
+
+
+def round_to_8_bits(images: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Clips to 0..255 and rounds, a half up, as Pillow does after each of its passes."""
+    return jnp.floor(jnp.clip(images, 0, 255) + 0.5)
+
+
+def _triangle(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.maximum(1 - x, 0)
+
+
+def _cubic(x: Float[Array, "..."], a: float = -0.5) -> Float[Array, "..."]:
+    """Keys' cubic convolution kernel of x >= 0 (doi:10.1109/TASSP.1981.1163711, equation 4)."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))

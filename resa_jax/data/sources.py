@@ -1,0 +1,406 @@
+"""Sources of images: one string names each of them everywhere."""
+
+import functools
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from resa_jax.data import check
+from resa_jax.data.decode import BadImageError, decode_image, image_size, shrink
+from resa_jax.errors import UserError
+
+
+SMALL = 96  # Sets of images up to this long side (pixels) are held decoded in memory.
+_PROBES = 64
+
+
+def open_source(
+    name: str,
+    *,
+    canvas: int = 512,
+    classes: str | None = None,
+    long_tail: float | None = None,
+    on_bad_image: str = "error",
+    split: str = "train",
+) -> "Source":
+    """Opens `digits`, `folder:PATH`, `npz:FILE` or `tfds:NAME` (also NAME/CONFIG:VERSION).
+
+    Images are upright uint8 RGB whose longer side is at most `canvas`; see `decode_image`. A folder
+    or TFDS set of small images (up to 96 pixels) is decoded whole here, with the longest side met as
+    its canvas, so that a damaged file is found before the first step; of other folders and TFDS
+    sets each image is decoded when it is asked for. For the labels of a folder see `list_folder`.
+
+    Args:
+      classes: a text file with one class a line (anything after the first word is ignored, as are
+        blank lines and lines that start with #): only these classes stay, numbered in that order.
+      long_tail: keeps the first images of each class, ever fewer from class to class, as
+        `long_tail_sizes` says; the largest class over the smallest.
+      on_bad_image: "error", or "skip": an image that cannot be decoded is left out (small images)
+        or the next good one stands in for it (others).
+      split: of a TFDS data set ("train", "test", "train[:10%]"); other sources are taken as they are.
+
+    Raises:
+      UserError: a mistake in an argument, or an image that cannot be decoded (names the file).
+    """
+    if on_bad_image not in ("error", "skip"):
+        raise UserError(f"data.on_bad_image={on_bad_image!r} must be 'error' or 'skip'.")
+    check.check_source(name, classes=classes, long_tail=long_tail, split=split)
+    kind, place = check.split_name(name)
+    choose = functools.partial(_choose, name, classes=classes, long_tail=long_tail)
+    skip = on_bad_image == "skip"
+    if kind == "digits":
+        return _open_digits(choose)
+    if kind == "npz":
+        return _open_npz(place, canvas, choose)
+    if kind == "folder":
+        return _open_folder(place, canvas, choose, skip)
+    return _open_tfds(place, split, canvas, choose, skip)
+
+
+@dataclass
+class MemoryImages:
+    """Images held decoded: `pixels` [n, canvas, canvas, 3] with each image in the top-left corner."""
+
+    pixels: UInt8[np.ndarray, "n c c 3"]
+    sizes: Int32[np.ndarray, "n 2"]  # height and width
+    labels: Int32[np.ndarray, "n"] | None
+    paths: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+        height, width = self.sizes[index]
+        label = -1 if self.labels is None else int(self.labels[index])
+        return self.pixels[index, :height, :width], label
+
+
+@dataclass
+class FolderImages:
+    """Image files, decoded when they are read."""
+
+    root: str
+    names: list[str]
+    labels: Int32[np.ndarray, "n"] | None
+    canvas: int
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(os.path.join(self.root, name) for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return os.path.join(self.root, self.names[index])
+
+    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+        try:
+            with open(self.name(index), "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise BadImageError(error.strerror) from error
+        label = -1 if self.labels is None else int(self.labels[index])
+        return decode_image(data, self.canvas), label
+
+
+@dataclass
+class TfdsImages:
+    """Records of a TFDS data set, read without TensorFlow and decoded here."""
+
+    title: str
+    records: Any  # a random-access data source of encoded images
+    canvas: int
+    has_labels: bool
+    chosen: Int32[np.ndarray, "n"] | None = None  # positions in `records`; None: all
+    chosen_labels: Int32[np.ndarray, "n"] | None = None  # their labels, renumbered
+    paths: None = field(default=None, init=False)
+
+    @functools.cached_property
+    def labels(self) -> Int32[np.ndarray, "n"] | None:
+        """All labels. Unless classes were chosen, every record is read once for this."""
+        if self.chosen_labels is not None or not self.has_labels:
+            return self.chosen_labels
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            labels = pool.map(lambda index: self.records[index]["label"], range(len(self.records)))
+            return np.fromiter(labels, np.int32, len(self.records))
+
+    def __len__(self) -> int:
+        return len(self.records) if self.chosen is None else len(self.chosen)
+
+    def name(self, index: int) -> str:
+        return f"{self.title}, record {index if self.chosen is None else self.chosen[index]}"
+
+    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+        record = self.records[index if self.chosen is None else int(self.chosen[index])]
+        label = int(record["label"]) if self.has_labels else -1
+        if self.chosen_labels is not None:
+            label = int(self.chosen_labels[index])
+        return decode_image(record["image"], self.canvas), label
+
+
+class Source:
+    """Images by index.
+
+    Attributes:
+      class_names: the names of the classes, by label; empty where there are no labels.
+      canvas: the longest side that an image can have, in pixels.
+      num_bad: how many images were left out when the source was opened.
+      images: where the images come from.
+    """
+
+    def __init__(
+        self,
+        images: MemoryImages | FolderImages | TfdsImages,
+        *,
+        class_names: tuple[str, ...],
+        canvas: int,
+        skip_bad: bool = False,
+        num_bad: int = 0,
+    ):
+        self.images = images
+        self.class_names = class_names
+        self.canvas = canvas
+        self.num_bad = num_bad
+        self._skip_bad = skip_bad
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.images, MemoryImages)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether `labels` is there; unlike `labels` itself, this never reads anything."""
+        if isinstance(self.images, TfdsImages):
+            return self.images.has_labels
+        return self.images.labels is not None
+
+    @property
+    def labels(self) -> Int32[np.ndarray, "n"] | None:
+        return self.images.labels
+
+    @property
+    def paths(self) -> tuple[str, ...] | None:
+        return self.images.paths
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image; raises as `load` does."""
+        return self.load(index)[0]
+
+    def load(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int, int, int]:
+        """The image, its label (-1: none), its index, and how many bad images were passed over.
+
+        The index is the one asked for unless that image cannot be decoded and bad ones are skipped:
+        then it is that of the next good image, after the last image the first.
+
+        Raises:
+          IndexError: no such index.
+          UserError: the image cannot be decoded, or, when skipping, none can.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of a source of {len(self)} images")
+        for num_bad in range(len(self)):
+            position = (index + num_bad) % len(self)
+            try:
+                image, label = self.images.read(position)
+            except BadImageError as error:
+                if not self._skip_bad:
+                    raise _bad_image(self.images.name(position), error) from error
+            else:
+                return image, label, position, num_bad
+        raise _all_bad(self.images)
+
+
+def _bad_image(name: str, error: BadImageError) -> UserError:
+    return UserError(
+        f"{name} cannot be decoded: {error}. Remove it, or set data.on_bad_image to 'skip'."
+    )
+
+
+def _all_bad(images: FolderImages | TfdsImages) -> UserError:
+    return UserError(f"None of the {len(images)} images can be decoded; {images.name(0)} is one.")
+
+
+def _choose(
+    source: str,
+    labels: Callable[[], np.ndarray | None],
+    class_names: tuple[str, ...],
+    *,
+    classes: str | None,
+    long_tail: float | None,
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None:
+    """The indices of the chosen images with their new labels and names, or None for all images."""
+    if classes is None and long_tail is None:
+        return None
+    old = labels()
+    if old is None:
+        raise UserError(f"{source} has no labels, so classes cannot be chosen from it.")
+    numbers = {name: label for label, name in enumerate(class_names)}
+    names = class_names if classes is None else tuple(check.read_classes(classes))
+    check.refuse_missing_classes(source, names, numbers)
+    members = [np.flatnonzero(old == numbers[name]) for name in names]
+    if long_tail is not None:
+        sizes = check.long_tail_sizes([len(indices) for indices in members], long_tail)
+        members = [indices[:size] for indices, size in zip(members, sizes, strict=True)]
+    new = np.repeat(np.arange(len(names), dtype=np.int32), [len(indices) for indices in members])
+    indices = np.concatenate(members).astype(np.int32)
+    order = np.argsort(indices)  # the order of the source, not class after class
+    return indices[order], new[order], names
+
+
+def _open_digits(choose: Callable) -> Source:
+    from sklearn.datasets import load_digits  # heavy, and needed for nothing else here
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    class_names = tuple(str(name) for name in digits.target_names)
+    return _from_arrays(grey, digits.target.astype(np.int32), class_names, 8, choose)
+
+
+def _open_npz(path: str, canvas: int, choose: Callable) -> Source:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images = arrays["images"]
+            labels = arrays["labels"].astype(np.int32) if "labels" in arrays else None
+    except (ValueError, EOFError, OSError, zlib.error) as error:
+        raise UserError(f"npz:{path} cannot be read: {error}.") from error
+    if labels is not None and labels.min() < 0:
+        raise UserError(f"npz:{path}: `labels` must not be negative; one is {labels.min()}.")
+    class_names = () if labels is None else tuple(str(i) for i in range(labels.max() + 1))
+    return _from_arrays(images, labels, class_names, canvas, choose)
+
+
+def _from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    canvas: int,
+    choose: Callable,
+) -> Source:
+    chosen = choose(lambda: labels, class_names)
+    if chosen is not None:
+        indices, labels, class_names = chosen
+        images = images[indices]
+    if images.ndim == 3:
+        images = images[..., None]
+    images = np.broadcast_to(images, (*images.shape[:3], 3))
+    if max(images.shape[1:3]) > canvas:
+        images = np.stack([shrink(np.ascontiguousarray(image), canvas) for image in images])
+    return _in_memory(list(images), labels, class_names)
+
+
+def _in_memory(
+    images: list[np.ndarray],
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    paths: tuple[str, ...] | None = None,
+    num_bad: int = 0,
+) -> Source:
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    canvas = int(sizes.max())
+    pixels = np.zeros((len(images), canvas, canvas, 3), np.uint8)
+    for row, image in zip(pixels, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    memory = MemoryImages(pixels, sizes, labels, paths)
+    return Source(memory, class_names=class_names, canvas=canvas, num_bad=num_bad)
+
+
+def _open_folder(root: str, canvas: int, choose: Callable, skip: bool) -> Source:
+    folder = check.list_folder(root)
+    labels = None if folder.labels is None else np.array(folder.labels, np.int32)
+    names, class_names = folder.names, folder.class_names
+    chosen = choose(lambda: labels, class_names)
+    if chosen is not None:
+        indices, labels, class_names = chosen
+        names = [names[index] for index in indices]
+    images = FolderImages(root, names, labels, canvas)
+    return _small_or_large(images, class_names, _probe(images), skip)
+
+
+def _probe(images: FolderImages) -> bool:
+    """Whether a few images, from the whole length of the list, are all small."""
+    few = np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(int))
+    sizes = []
+    for index in few:
+        try:
+            sizes.append(max(image_size(images.name(index))))
+        except BadImageError:
+            continue  # met again, and reported, when it is decoded
+    return max(sizes, default=0) <= SMALL
+
+
+def _open_tfds(name: str, split: str, canvas: int, choose: Callable, skip: bool) -> Source:
+    import tensorflow_datasets as tfds  # heavy, and not every source needs it
+
+    builder = tfds.builder(name)
+    features = builder.info.features
+    if "image" not in features:
+        raise UserError(f"tfds:{name} has no feature 'image'; it has {', '.join(features)}.")
+    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    has_labels = "label" in features
+    images = TfdsImages(f"tfds:{name}, split {split}", records, canvas, has_labels)
+    class_names = tuple(getattr(features.get("label"), "names", None) or ())
+    chosen = choose(lambda: images.labels, class_names)
+    if chosen is not None:
+        images.__dict__.pop("labels")
+        images.chosen, images.chosen_labels, class_names = chosen
+    sides = features["image"].shape[:2]
+    small = None not in sides and max(sides) <= SMALL
+    return _small_or_large(images, class_names, small, skip)
+
+
+def _small_or_large(
+    images: FolderImages | TfdsImages, class_names: tuple[str, ...], small: bool, skip: bool
+) -> Source:
+    decoded = _decode_all(images, skip) if small else None
+    if decoded is None:
+        return Source(images, class_names=class_names, canvas=images.canvas, skip_bad=skip)
+    pixels, labels, good = decoded
+    if not pixels:
+        raise _all_bad(images)
+    has_labels = images.has_labels if isinstance(images, TfdsImages) else images.labels is not None
+    paths = images.paths
+    return _in_memory(
+        pixels,
+        np.array(labels, np.int32) if has_labels else None,
+        class_names,
+        paths=None if paths is None else tuple(paths[index] for index in good),
+        num_bad=len(images) - len(good),
+    )
+
+
+def _decode_all(
+    images: FolderImages | TfdsImages, skip: bool
+) -> tuple[list[np.ndarray], list[int], list[int]] | None:
+    """All images, their labels and the indices of the good ones; None where one is not small."""
+
+    def read(index: int) -> tuple[np.ndarray, int] | None:
+        try:
+            return images.read(index)
+        except BadImageError as error:
+            if skip:
+                return None
+            raise _bad_image(images.name(index), error) from error
+
+    pixels, labels, good = [], [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
+        for start in range(0, len(images), 1024):  # an error need not wait for all the others
+            chunk = range(start, min(start + 1024, len(images)))
+            for index, decoded in zip(chunk, pool.map(read, chunk), strict=True):
+                if decoded is None:
+                    continue
+                if max(decoded[0].shape) > SMALL:
+                    return None
+                pixels.append(decoded[0])
+                labels.append(decoded[1])
+                good.append(index)
+    return pixels, labels, good

@@ -1,0 +1,143 @@
+"""Evaluation during pre-training: neighbours, a linear probe and clustering of the EMA network's features."""
+
+from functools import partial
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from resa_jax.data.augment import center_crop
+from resa_jax.data.pipeline import evaluation_batches
+from resa_jax.data.sources import Source
+from resa_jax.encoder import EncoderSpec, normalize
+from resa_jax.evaluation.clustering import clustering, fixed_split
+from resa_jax.evaluation.knn import knn_cifar, knn_weighted
+from resa_jax.evaluation.linear import linear_cifar
+from resa_jax.method import ReSA
+from resa_jax.sharding import batch_sharding
+from resa_jax.step import TrainState
+
+
+# Images up to this side follow the CIFAR protocols, larger ones ImageNet's.
+SMALL_IMAGE = 96
+PROBE_EPOCHS = 100
+
+
+class OnlineEvaluation:
+    """Scores a train state on labelled sources.
+
+    The linear probe is fitted at evaluation, by the `linear-cifar` protocol with 100 epochs, on the
+    features that k-NN uses too, so that it costs the train step nothing and a resumed run gets the
+    same one. Without a test source one image in five is held out, by a fixed split.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        method: ReSA,
+        mesh: Mesh,
+        source: Source,
+        test_source: Source | None,
+    ):
+        """
+        Args:
+          method: its momentum network is evaluated, or else its only one.
+          source: what the features are compared with; it may be unlabelled, then there is no score.
+          test_source: what is classified.
+        """
+        self._config, self._mesh = config, mesh
+        graphdef = method.momentum or method.online
+        self._bank = _subset(source, config.eval.max_images)
+        self._test = None if test_source is None else _subset(test_source, config.eval.max_images)
+        spec = EncoderSpec.from_config(config)
+
+        @partial(jax.jit, out_shardings=batch_sharding(mesh))
+        def encode(params, batch_stats, images, sizes):
+            pixels = center_crop(
+                images,
+                sizes,
+                size=spec.image_size,
+                resize=spec.resize,
+                interpolation="bicubic",
+            )
+            network = nnx.merge(graphdef, params, batch_stats)
+            encodings, embeddings = network(normalize(pixels, spec), train=False)
+            return encodings.astype(np.float32), embeddings.astype(np.float32)
+
+        self._encode = encode
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are classes to compare with."""
+        source, rows = self._bank
+        return source.labels is not None and len(np.unique(source.labels[rows])) > 1
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """The scores as `eval/...`: accuracies in percent, silhouette, ARI and NMI; none unlabelled."""
+        if not self.labelled:
+            return {}
+        encodings, embeddings, labels = self.features(state)
+        if self._test is None:
+            bank, test = fixed_split(len(labels))
+            sets = encodings[bank], labels[bank], encodings[test], labels[test]
+        else:
+            test_encodings, _, test_labels = self._extract(state, *self._test)
+            sets = encodings, labels, test_encodings, test_labels
+
+        if self._config.encoder.image_size <= SMALL_IMAGE:
+            knn = knn_cifar(*sets)["top1"]
+        else:
+            knn = knn_weighted(*sets, ks=(20,))[20]["top1"]
+        probe = linear_cifar(*sets, seed=self._config.seed, epochs=PROBE_EPOCHS)
+        results = {"eval/knn_top1": knn, "eval/linear_top1": probe["top1"]}
+        for name, features in (("encoding", encodings), ("embedding", embeddings)):
+            scores = clustering(features, labels)
+            results |= {f"eval/{name}_{score}": value for score, value in scores.items()}
+        return results
+
+    def features(self, state: TrainState):
+        """Encodings, embeddings and labels of the training source, in the order of its rows."""
+        return self._extract(state, *self._bank)
+
+    def pixels(self) -> Float[np.ndarray, "n d"]:
+        """The raw images of the training source as rows, what an encoder has to beat."""
+        source, rows = self._bank
+        side = self._config.encoder.image_size
+        images = np.zeros((len(rows), side, side, 3), np.float32)
+        for n, row in enumerate(rows):
+            image = source[int(row)][:side, :side]
+            images[n, : image.shape[0], : image.shape[1]] = image
+        return images.reshape(len(rows), -1)
+
+    def _extract(self, state, source, rows: Int[np.ndarray, " n"]):
+        params, batch_stats = state.ema_params, state.ema_batch_stats
+        if not params:
+            params, batch_stats = state.params, state.batch_stats
+        outputs = []
+        for batch in evaluation_batches(
+            source,
+            rows=rows,
+            batch_size=self._config.eval.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ):
+            images, sizes = (
+                jax.make_array_from_process_local_data(batch_sharding(self._mesh), batch[name])
+                for name in ("images", "sizes")
+            )
+            outputs.append(self._encode(params, batch_stats, images, sizes))
+        gathered = multihost_utils.process_allgather(outputs, tiled=True)
+        encodings, embeddings = (np.concatenate(parts)[: len(rows)] for parts in zip(*gathered))
+        labels = None if source.labels is None else source.labels[rows]
+        return encodings, embeddings, labels
+
+
+def _subset(source, limit):
+    rows = np.arange(len(source))
+    if len(rows) > limit:
+        rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:limit])
+    return source, rows

@@ -1,0 +1,177 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard, and one line or one bar on the terminal."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class WallTime:
+    """Splits the time since the run began: compile, data wait, evaluation, checkpoint; the rest is step."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+        self._spent = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, part: str):
+        """Books the body's time on `part`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[part] += time.perf_counter() - start
+
+    def split(self) -> dict[str, float]:
+        """Seconds so far, by part."""
+        names = ("compile", "data_wait", "evaluation", "checkpoint")
+        parts = {name: self._spent[name] for name in names}
+        return parts | {"step": time.perf_counter() - self._start - sum(parts.values())}
+
+
+class MetricsWriter:
+    """Writes a run's records, on process 0, and stops the run when the loss is not finite.
+
+    `hold` keeps a step's metrics, still being computed, and deals with those of the step before, so
+    that reading them never makes the device wait. Each step stands once in `metrics.jsonl`: starting
+    at a step drops the records after it, which an interrupted run wrote and this one will write
+    again. To be used as a context manager.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        config: ConfigDict,
+        clock: WallTime,
+        first_step: int,
+        total_steps: int,
+        steps_per_epoch: int,
+    ):
+        """Starts after `first_step`; the first ten steps and the last are always recorded."""
+        self._clock, self._first_step, self._total_steps = clock, first_step, total_steps
+        self._steps_per_epoch, self._config = steps_per_epoch, config
+        self._bad_images = 0
+        self._held = None
+        self._last = first_step, clock.split()
+        self._began = time.perf_counter()
+        self._active = jax.process_index() == 0
+        if self._active:
+            path = workdir / "metrics.jsonl"
+            _truncate(path, first_step)
+            self._file = path.open("a")
+            self._tensorboard = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=first_step + 1
+            )
+            self._bar = tqdm(
+                total=total_steps,
+                initial=first_step,
+                disable=not sys.stderr.isatty(),
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self._active:
+            self._bar.close()
+            self._tensorboard.close()
+            self._file.close()
+
+    def hold(self, step: int, metrics: Mapping[str, jax.Array], bad_images: int) -> None:
+        """Takes the metrics of the step just launched, and finishes those of the one before.
+
+        `bad_images` counts the undecodable images that this step's batch left out.
+        """
+        self.flush()
+        self._bad_images += bad_images
+        self._held = step, metrics
+
+    def flush(self) -> None:
+        """Finishes the step that is held: waits for its metrics, checks and records them.
+
+        Raises:
+          FloatingPointError: when its loss is not finite.
+        """
+        if self._held is None:
+            return
+        (step, metrics), self._held = self._held, None
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"The loss of step {step} is {loss}.")
+        if self._active:
+            self._bar.update(step - self._bar.n)
+        if step <= 10 or step % self._config.log_every == 0 or step == self._total_steps:
+            record = jax.device_get(metrics) | self._throughput(step)
+            if self._config.data.on_bad_image == "skip":
+                record["bad_images"] = self._bad_images
+            self.write(step, record)
+
+    def write(self, step: int, record: Mapping[str, float]) -> None:
+        """Writes one record of scalars: of the train step, or of an evaluation after that step."""
+        if not self._active:
+            return
+        record = {name: float(value) for name, value in record.items()}
+        epoch = step / self._steps_per_epoch
+        self._file.write(json.dumps({"step": step, "epoch": epoch} | record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if "loss" in record:
+            self._report(step, epoch, record)
+        else:
+            self.say(", ".join(f"{name} {value:.4g}" for name, value in record.items()))
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the progress bar."""
+        if self._active:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def _throughput(self, step):
+        # Since the last record; compilation, evaluations and checkpoints do not count.
+        (last_step, last), now = self._last, self._clock.split()
+        self._last = step, now
+        wait = now["data_wait"] - last["data_wait"]
+        busy = max(now["step"] - last["step"] + wait, 1e-9)
+        return {
+            "images_per_second": (step - last_step) * self._config.batch_size / busy,
+            "data_wait_fraction": wait / busy,
+        }
+
+    def _report(self, step, epoch, record):
+        loss, rate = record["loss"], record["images_per_second"]
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"epoch {epoch:.1f}, loss {loss:.4f}, {rate:.0f} images/s")
+            return
+        spent = (time.perf_counter() - self._began) / (step - self._first_step)
+        remaining = tqdm.format_interval(spent * (self._total_steps - step))
+        self.say(
+            f"step {step}/{self._total_steps}, epoch {epoch:.1f}, loss {loss:.4f}, "
+            f"{rate:.0f} images/s, ETA {remaining}"
+        )
+
+
+def _truncate(path, step):
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        # A run that was killed while it wrote leaves half a line, without its end.
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)

@@ -1,0 +1,85 @@
+"""The projector and the predictor: with BatchNorm behind ConvNets, without it behind ViTs.
+
+The authors' settings (winci-ai/resa, src/model.py at commit 6b774ef), which differ from the
+paper's text in a last BatchNorm without affine parameters on the ConvNets' projector and a first
+LayerNorm on the ViTs' predictor.
+"""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from resa_jax.models.layers import BatchNorm, torch_linear, xavier_linear
+
+
+class ConvNetProjector(nnx.Module):
+    """Linear, BN, ReLU, twice; Linear; BN without affine parameters."""
+
+    def __init__(self, in_features: int, hidden: int, out: int, *, dtype=None, rngs: nnx.Rngs):
+        self.linear1 = torch_linear(in_features, hidden, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(hidden, dtype=dtype)
+        self.linear2 = torch_linear(hidden, hidden, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(hidden, dtype=dtype)
+        self.linear3 = torch_linear(hidden, out, dtype=dtype, rngs=rngs)
+        self.bn3 = BatchNorm(out, affine=False, dtype=dtype)
+
+    def layers(
+        self, x: Float[Array, "n d"], *, train: bool
+    ) -> tuple[Float[Array, "n h"], Float[Array, "n h"], Float[Array, "n e"]]:
+        """(p0, p1, z): the outputs of both hidden linear layers (P0 and P1), the embedding."""
+        p0 = self.linear1(x)
+        p1 = self.linear2(nnx.relu(self.bn1(p0, train=train)))
+        z = self.linear3(nnx.relu(self.bn2(p1, train=train)))
+        return p0, p1, self.bn3(z, train=train)
+
+    def __call__(self, x: Float[Array, "n d"], *, train: bool) -> Float[Array, "n e"]:
+        return self.layers(x, train=train)[2]
+
+
+class ViTProjector(nnx.Module):
+    """Linear, GELU, twice; Linear."""
+
+    def __init__(self, in_features: int, hidden: int, out: int, *, dtype=None, rngs: nnx.Rngs):
+        self.linear1 = xavier_linear(in_features, hidden, dtype=dtype, rngs=rngs)
+        self.linear2 = xavier_linear(hidden, hidden, dtype=dtype, rngs=rngs)
+        self.linear3 = xavier_linear(hidden, out, dtype=dtype, rngs=rngs)
+
+    def layers(
+        self, x: Float[Array, "n d"], *, train: bool
+    ) -> tuple[Float[Array, "n h"], Float[Array, "n h"], Float[Array, "n e"]]:
+        """(p0, p1, z): the outputs of both hidden linear layers, the embedding."""
+        p0 = self.linear1(x)
+        p1 = self.linear2(gelu(p0))
+        return p0, p1, self.linear3(gelu(p1))
+
+    def __call__(self, x: Float[Array, "n d"], *, train: bool) -> Float[Array, "n e"]:
+        return self.layers(x, train=train)[2]
+
+
+class ConvNetPredictor(nnx.Module):
+    """Linear, BN, ReLU, Linear."""
+
+    def __init__(self, features: int, hidden: int, *, dtype=None, rngs: nnx.Rngs):
+        self.linear1 = torch_linear(features, hidden, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(hidden, dtype=dtype)
+        self.linear2 = torch_linear(hidden, features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n e"], *, train: bool) -> Float[Array, "n e"]:
+        return self.linear2(nnx.relu(self.bn1(self.linear1(x), train=train)))
+
+
+class ViTPredictor(nnx.Module):
+    """LayerNorm, Linear, GELU, Linear."""
+
+    def __init__(self, features: int, hidden: int, *, dtype=None, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.linear1 = xavier_linear(features, hidden, dtype=dtype, rngs=rngs)
+        self.linear2 = xavier_linear(hidden, features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n e"], *, train: bool) -> Float[Array, "n e"]:
+        return self.linear2(gelu(self.linear1(self.norm(x))))
+
+
+def gelu(x: Array) -> Array:
+    """The exact GELU; Flax's default is the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)

@@ -1,0 +1,132 @@
+"""Layers that Flax lacks in PyTorch's form: BatchNorm, initialisers, frozen tensors."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+from jaxtyping import Array, Float
+
+from resa_jax.errors import UserError
+
+
+# PyTorch's default for convolutions and linear maps: uniform in +-1/sqrt(fan_in).
+torch_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# He et al. (2015) over the outputs, as torchvision initialises the convolutions of a ResNet.
+kaiming_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
+xavier_uniform = initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+class Frozen(nnx.Param):
+    """A tensor of the model that no optimiser touches: neither updated nor decayed."""
+
+
+def uniform(bound: float) -> initializers.Initializer:
+    """An initialiser, uniform in [-bound, bound)."""
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def torch_linear(in_features: int, out_features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear map that starts as `torch.nn.Linear`: all uniform in +-1/sqrt(in_features)."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=torch_uniform,
+        bias_init=uniform(1 / math.sqrt(in_features)),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def xavier_linear(in_features: int, out_features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear map with a Xavier-uniform weight and a bias of zero, as MoCo v3's ViTs use."""
+    return nnx.Linear(in_features, out_features, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's running statistics.
+
+    In train mode it normalises by the batch's own mean and biased variance and moves the running
+    mean and the running *unbiased* variance a tenth of the way towards the batch's
+    (`torch.nn.BatchNorm2d`, momentum 0.1). The batch is the global one, whatever the number of
+    devices. Statistics are float32 at least.
+    """
+
+    momentum = 0.9  # of the running statistics; PyTorch calls 1 - 0.9 the momentum
+    epsilon = 1e-5
+
+    def __init__(self, features: int, *, affine: bool = True, zero_scale: bool = False, dtype=None):
+        self.features = features
+        self.dtype = dtype
+        scale = jnp.zeros if zero_scale else jnp.ones
+        self.scale = nnx.Param(scale(features)) if affine else None
+        self.bias = nnx.Param(jnp.zeros(features)) if affine else None
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: Float[Array, "*n c"], *, train: bool) -> Float[Array, "*n c"]:
+        """Returns x normalised, in `dtype` (or the promoted type of x and the parameters).
+
+        Raises UserError in train mode for a batch with a single value per channel: it has no
+        variance.
+        """
+        mean, var = self.mean[...], self.var[...]
+        wide = jnp.promote_types(x.dtype, mean.dtype)
+        out_dtype = wide if self.dtype is None else self.dtype
+        x = x.astype(wide)
+        if train:
+            mean, var = self._batch_moments(x)
+        inverse = jax.lax.rsqrt(var + self.epsilon)
+        if self.scale is None:
+            return ((x - mean) * inverse).astype(out_dtype)
+        return ((x - mean) * (inverse * self.scale[...]) + self.bias[...]).astype(out_dtype)
+
+    def _batch_moments(self, x: Array) -> tuple[Array, Array]:
+        """The batch's mean and biased variance; moves the running statistics."""
+        count = x.size // self.features
+        if count < 2:
+            raise UserError(
+                "BatchNorm needs at least 2 values per channel in train mode, and this batch holds "
+                f"{count}: use a larger batch."
+            )
+        axes = tuple(range(x.ndim - 1))
+        # Both moments from one read of x. Their difference would cancel where the mean is large
+        # against the deviation, so x is first shifted by the running mean, a constant to gradients.
+        shift = jax.lax.stop_gradient(self.mean[...]).astype(x.dtype)
+        shifted = x - shift
+        mean = shifted.mean(axes)
+        var = jnp.maximum((shifted * shifted).mean(axes) - mean * mean, 0)
+        mean = mean + shift
+        keep = self.momentum
+        self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
+        unbiased = jax.lax.stop_gradient(var) * (count / (count - 1))
+        self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
+        return mean, var
+
+
+def call_block(block: nnx.Module, x: Array, *, train: bool, remat: bool) -> Array:
+    """Calls block(x, train=train); with remat its activations are computed anew in the backward
+    pass.
+
+    The block is split into plain arrays first, so that `jax.checkpoint` sees a pure function and
+    the batch statistics leave it as an ordinary output.
+    """
+    if not remat:
+        return block(x, train=train)
+    graphdef, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
+
+    @jax.checkpoint
+    def pure(params, stats, x):
+        merged = nnx.merge(graphdef, params, stats)
+        y = merged(x, train=train)
+        return y, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
+
+    y, stats = pure(nnx.to_pure_dict(params), nnx.to_pure_dict(stats), x)
+    if stats:
+        nnx.update(block, stats)
+    return y

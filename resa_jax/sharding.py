@@ -1,0 +1,66 @@
+"""One mesh axis, `data`: the batch is split over it, and parameters too under "fsdp"."""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+
+# Tensors below this size stay whole on every device: gathering them costs more than storing them.
+_FSDP_MIN_BYTES = 4 * 2**20
+
+
+def create_mesh(devices=None) -> Mesh:
+    """A one-axis mesh over all devices of all processes.
+
+    The axis is automatic: XLA's partitioner places everything that is not constrained, so a program
+    means the same on 1 and on 256 devices (BatchNorm's means are those of the global batch).
+    """
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over the devices."""
+    return NamedSharding(mesh, P("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def state_sharding(mesh: Mesh, shapes, mode: str):
+    """Shardings for every array of a train state.
+
+    Args:
+      shapes: a pytree with `shape` and `dtype`, as from `jax.eval_shape`.
+      mode: "dp" replicates everything; "fsdp" splits each large tensor along its largest axis that
+        the number of devices divides, and replicates the others.
+    """
+
+    def spec(leaf):
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        divisible = [a for a, n in enumerate(leaf.shape) if n % mesh.size == 0]
+        if mode == "dp" or size < _FSDP_MIN_BYTES or not divisible:
+            return replicated(mesh)
+        axis = max(divisible, key=lambda a: leaf.shape[a])
+        return NamedSharding(mesh, P(*[None] * axis, "data"))
+
+    return jax.tree.map(spec, shapes)
+
+
+def shard_rows(x: jax.Array) -> jax.Array:
+    """Keeps the rows of `x` split over the mesh in use; without a mesh, `x` itself."""
+    return _constrain(x, P("data"))
+
+
+def gather_rows(x: jax.Array) -> jax.Array:
+    """All rows of `x` on every device of the mesh in use; without a mesh, `x` itself."""
+    return _constrain(x, P())
+
+
+def _constrain(x, spec):
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)

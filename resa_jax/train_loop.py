@@ -1,0 +1,110 @@
+"""Pre-training, from a configuration to an exported encoder."""
+
+import math
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from resa_jax.checkpoint import Checkpoints
+from resa_jax.config import to_json
+from resa_jax.data.pipeline import batches, steps_per_epoch
+from resa_jax.distributed import Preemption
+from resa_jax.evaluation.online import OnlineEvaluation
+from resa_jax.metrics import MetricsWriter, WallTime
+from resa_jax.programs import compile_programs
+from resa_jax.run import (
+    check_batch_size,
+    finish,
+    initialize_from,
+    is_due,
+    is_finished,
+    last_metrics,
+    measure_statistics,
+    open_sources,
+    to_devices,
+)
+from resa_jax.sharding import create_mesh
+from resa_jax.workdir import claim_workdir
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Pre-trains as `config` says; a run that was interrupted in `workdir` goes on.
+
+    Args:
+      config: a recipe, as `resa_jax.config.load_config` returns it.
+      workdir: the run's folder (config.json, metrics.jsonl, tensorboard/, checkpoints/, encoder/).
+
+    Returns:
+      The last metrics of every kind, evaluations included.
+
+    Raises:
+      UserError: for a mistake in the configuration, the data or the folder.
+      FloatingPointError: when the loss is not finite; the last checkpoint is good.
+    """
+    clock = WallTime()
+    mesh = create_mesh()
+    check_batch_size(config, mesh)
+    with jax.set_mesh(mesh):
+        # Data: batch i is a function of (seed, i) alone, so the step restarts the stream.
+        source, test_source = open_sources(config)
+        config = measure_statistics(config, source)
+        epoch = steps_per_epoch(len(source), config.batch_size)
+        total_steps = config.steps or math.ceil(config.epochs * epoch)
+        workdir = claim_workdir(workdir, config)
+
+        if is_finished(workdir, total_steps):
+            print(f"{workdir} holds a finished run of {total_steps} steps; nothing is left to do.")
+            return last_metrics(workdir)
+
+        with clock("compile"):
+            programs = compile_programs(config, mesh, source.canvas, epoch, total_steps)
+        evaluation = OnlineEvaluation(config, programs.method, mesh, source, test_source)
+        with (
+            Checkpoints(workdir / "checkpoints", config.checkpoint.keep, to_json(config)) as saved,
+            MetricsWriter(workdir, config, clock, saved.latest_step, total_steps, epoch) as writer,
+            batches(
+                source,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                start_step=saved.latest_step,
+                num_steps=total_steps,
+                workers=config.data.workers,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ) as stream,
+            Preemption() as preemption,
+        ):
+            first_step = saved.latest_step
+            if first_step == 0:
+                state = initialize_from(config, programs.init())
+            else:
+                state = saved.restore(first_step, programs.abstract_state)
+                writer.say(f"Going on after step {first_step} of {total_steps}.")
+
+            for step in range(first_step + 1, total_steps + 1):
+                with clock("data_wait"):
+                    batch = next(stream)
+                views = programs.make_views(step - 1, *to_devices(batch, mesh))
+                state, metrics = programs.train_step(state, views)
+                writer.hold(step, metrics, bad_images=batch["num_bad"])
+
+                # Evaluate before saving, so that a checkpoint's records are all on disk.
+                last, stop = step == total_steps, preemption.reached(step)
+                if last or is_due(config.eval.every_epochs, step, epoch):
+                    writer.flush()
+                    with clock("evaluation"):
+                        writer.write(step, evaluation(state))
+                if last or stop or is_due(config.checkpoint.every_epochs, step, epoch):
+                    writer.flush()
+                    with clock("checkpoint"):
+                        saved.save(state, step)
+                if stop and not last:
+                    writer.say(
+                        f"Stopped by SIGTERM: step {step} is saved. The same command, with "
+                        f"--workdir={workdir}, goes on from there."
+                    )
+                    return last_metrics(workdir)
+
+        finish(config, workdir, programs, evaluation, state, clock)
+    return last_metrics(workdir)

@@ -1,0 +1,58 @@
+"""The folder of a run: who may use it, and what it says when it is done. Imports nothing heavy."""
+
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from resa_jax.config import RESUMABLE, flatten, to_json
+from resa_jax.errors import UserError
+
+
+def claim_workdir(workdir: str | Path, config: ConfigDict, *, write: bool = True) -> Path:
+    """Makes sure that a run of `config` may use the folder, and writes config.json there.
+
+    A folder with a run of another configuration is refused; fields that leave the mathematics alone
+    may differ.
+
+    Args:
+      workdir: the folder; made when it does not exist.
+      config: the resolved configuration.
+      write: False only checks.
+
+    Raises:
+      UserError: the folder holds another run, or cannot be written.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _refuse_other_run(workdir, json.loads(path.read_text()), json.loads(to_json(config)))
+        temporary = workdir / f"config.json.{os.getpid()}"
+        temporary.write_text(to_json(config))
+        if write:
+            os.replace(temporary, path)
+        else:
+            temporary.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be used: {error.strerror} ({error.filename}). "
+            "Give a folder that can be written."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it or use another folder.")
+    return workdir
+
+
+def _refuse_other_run(workdir, old, new):
+    old, new = flatten(old), flatten(new)
+    for field in sorted(old.keys() | new.keys()):
+        before, after = old.get(field), new.get(field)
+        if before == after or field.startswith(RESUMABLE) or after == "auto":
+            continue
+        raise UserError(
+            f"--workdir={workdir} holds a run with {field} = {before}, not {after}. Use another "
+            "folder, or the same value to go on with that run."
+        )
