@@ -1,4 +1,4 @@
-"""Recipes: every field with its default, overrides from the command line, and their checks.
+"""Reading a recipe: the config file, overrides from the command line, and the checks of both.
 
 Nothing heavy is imported here, so that a mistake is answered before JAX starts.
 """
@@ -17,7 +17,10 @@ from resa_jax.errors import UserError
 
 
 # Fields that leave the mathematics alone: these alone may change when a run is resumed.
-RESUMABLE = ("log_every", "sharding", "data.workers", "data.test_source", "eval.", "checkpoint.")
+RESUMABLE = (
+    *("log_every", "sharding", "encoder.remat", "data.workers", "data.test_source"),
+    *("eval.", "checkpoint."),
+)
 
 # Fields that may be None, with the type that they take otherwise.
 _OPTIONAL = {
@@ -47,146 +50,11 @@ _POSITIVE = (
     *("projector.hidden_size", "projector.output_size", "data.canvas", "data.resize"),
     *("eval.max_images", "eval.batch_size", "checkpoint.every_epochs", "checkpoint.keep"),
 )
-_NOT_NEGATIVE = ("warmup_epochs", "weight_decay", "data.workers", "eval.every_epochs")
-
-
-def default_config() -> ConfigDict:
-    """All fields of a recipe, with the values that most of them share."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "epochs": 100,
-            "steps": None,  # instead of epochs x steps per epoch
-            "batch_size": 256,  # global
-            "base_lr": 0.5,  # lr = base_lr x batch_size / 256
-            "final_lr": None,  # None: 0.1 x lr
-            "warmup_epochs": 2,
-            "weight_decay": 1e-5,
-            "temperature": 0.4,
-            "epsilon": 0.05,
-            "ema_momentum": 0.996,
-            "symmetric": False,
-            "assignment": "encoding",
-            "momentum_network": True,
-            "predictor": False,
-            "precision": "float32",
-            "sharding": "dp",
-            "init_from": None,  # an encoder to start both networks from
-            "log_every": 50,  # steps
-            "optimizer": {"name": "sgd"},
-            "encoder": {
-                "name": "resnet18",
-                "image_size": 224,
-                "patch_size": None,  # None: by the name; likewise width and depth
-                "width": None,
-                "depth": None,
-                "remat": False,
-            },
-            "projector": {"hidden_size": 2048, "output_size": 512},
-            "views": [weak_view(), standard_view()],
-            "data": {
-                "source": "digits",
-                "test_source": None,
-                "mean": (0.485, 0.456, 0.406),  # or "auto": measured on the source
-                "std": (0.229, 0.224, 0.225),
-                "canvas": 512,  # long side to which large images are reduced, pixels
-                "resize": None,  # short side before the centre crop; None: the encoder's image size
-                "classes": None,  # a file that lists the classes to keep
-                "long_tail": None,  # ratio of the largest class to the smallest
-                "on_bad_image": "error",
-                "workers": 2,
-            },
-            "eval": {
-                "every_epochs": 0,  # 0: only after the last step
-                "max_images": 10_000,  # of each source; the first ones of a fixed shuffle
-                "batch_size": 256,
-                "baselines": False,  # also show pixels and the random encoder at the end
-            },
-            "checkpoint": {"every_epochs": 1, "keep": 2},
-        },
-        type_safe=False,  # check_config knows which fields take several types
-    ).lock()
-
-
-def weak_view(size: int | None = None, **fields) -> ConfigDict:
-    """The view that the assignment is made of: resized crop (bilinear) and flip."""
-    return ConfigDict(
-        {
-            "size": size,  # pixels; None: the encoder's image size
-            "crop": "random",  # or "center": the largest centred square (Figure 6)
-            "crop_scale": (0.2, 1.0),  # share of the area
-            "crop_ratio": (3 / 4, 4 / 3),  # width / height
-            "interpolation": "bilinear",
-            "flip_probability": 0.5,
-            "jitter_probability": 0.0,
-            "brightness": 0.0,
-            "contrast": 0.0,
-            "saturation": 0.0,
-            "hue": 0.0,
-            "grayscale_probability": 0.0,
-            "blur_probability": 0.0,
-            "blur_sigma": (0.1, 2.0),  # pixels
-            "solarize_probability": 0.0,
-        }
-        | fields
-    )
-
-
-def standard_view(size: int | None = None, **fields) -> ConfigDict:
-    """The strongly augmented view: bicubic crop, jitter, grayscale, blur, solarise, flip."""
-    strong = {
-        "interpolation": "bicubic",
-        "jitter_probability": 0.8,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.2,
-        "hue": 0.1,
-        "grayscale_probability": 0.2,
-        "blur_probability": 0.5,
-        "solarize_probability": 0.2,
-    }
-    return weak_view(size, **(strong | fields))
-
-
-def parse_variant(variant: str | None, **options) -> ConfigDict:
-    """Reads the words after a config's colon, as in `imagenet_resnet50.py:bs1024,epochs=200`.
-
-    Args:
-      variant: words separated by commas, each `name` (a switch) or `name=value`.
-      **options: the words that the config knows, with their defaults, whose type a value takes.
-    """
-    values = dict(options)
-    for word in filter(None, (variant or "").split(",")):
-        name, _, text = word.partition("=")
-        if name not in options:
-            known = ", ".join(f"{n}={v}" if v is not False else n for n, v in options.items())
-            raise UserError(f"This config has no variant {name!r}; it knows: {known}.")
-        kind = type(options[name])
-        try:
-            values[name] = True if kind is bool and not text else kind(text)
-        except ValueError:
-            raise UserError(f"Variant {name}={text} needs {_KINDS[kind]}.") from None
-    return ConfigDict(values)
-
-
-def apply_smoke(config: ConfigDict) -> ConfigDict:
-    """Shrinks a recipe to some seconds on a CPU: same code paths, tiny networks, a few steps.
-
-    The images are scikit-learn's digits unless another source is given.
-    """
-    config.steps = 3
-    config.batch_size = 8
-    config.warmup_epochs = 0
-    config.log_every = 1
-    config.projector = ConfigDict({"hidden_size": 32, "output_size": 16})
-    config.data.update({"source": "digits", "test_source": None, "workers": 0, "classes": None})
-    config.data.long_tail = None
-    config.eval.update({"max_images": 64, "batch_size": 32})
-    if config.encoder.name.startswith("vit"):
-        config.encoder.update({"width": 64, "depth": 2})
-    else:
-        config.encoder.width = 8
-    return config
+_NOT_NEGATIVE = (
+    *("seed", "warmup_epochs", "weight_decay", "final_lr", "data.workers", "eval.every_epochs"),
+    *("brightness", "contrast", "saturation", "hue"),
+)
+_RANGES = ("crop_scale", "crop_ratio", "blur_sigma")
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -209,9 +77,15 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={file}: the file does not define get_config(variant).")
     config = module.get_config(variant or None)
+    overridden = set()
     for override in overrides:
-        field, _, text = override.partition("=")
-        set_field(config, field, text)
+        field, equals, text = override.partition("=")
+        set_field(config, field, text if equals else "true")
+        overridden.add(field)
+    if "data.source" in overridden and not config.data.source.startswith("tfds:"):
+        # A recipe's subset and test set belong to its own data, not to what the user brings.
+        for name in {"test_source", "classes", "long_tail"} - {f[5:] for f in overridden}:
+            config.data[name] = None
     resolve(config)
     check_config(config)
     return config
@@ -236,13 +110,13 @@ def check_config(config: ConfigDict) -> None:
             wrong = f"one of {', '.join(_CHOICES[name])}"
         elif name.endswith("_probability") and not 0 <= value <= 1:
             wrong = "a probability between 0 and 1"
-        elif isinstance(value, tuple) and len(value) == 2 and not 0 < value[0] <= value[1]:
+        elif name in _RANGES and not (len(value) == 2 and 0 < value[0] <= value[1]):
             wrong = "two positive numbers, the smaller first"
         elif name == "crop_scale" and value[1] > 1:
             wrong = "shares of the image's area, at most 1"
-        elif name in ("ema_momentum",) and not 0 <= value <= 1:
+        elif name == "ema_momentum" and not 0 <= value <= 1:
             wrong = "a number between 0 and 1"
-        elif name in _NOT_NEGATIVE and value < 0:
+        elif name in _NOT_NEGATIVE and not value >= 0:
             wrong = "0 or more"
         elif name in _POSITIVE and value is not None and not value > 0:
             wrong = "a positive number"
@@ -267,12 +141,15 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
         group, name = group[match[1]], match[3]
         if match[2]:
             group = group[int(match[2])]
+    kind = _OPTIONAL.get(field, type(known[field]))
+    if field in ("data.mean", "data.std"):
+        kind = str if text == "auto" else tuple
     try:
-        value = _parse(text, _OPTIONAL.get(field, type(known[field])), field)
+        group[name] = _parse(text, kind, field)
     except (KeyError, SyntaxError, TypeError, ValueError):
-        kind = _KINDS[_OPTIONAL.get(field, type(known[field]))]
-        raise UserError(f"config.{field}={text} needs {kind}, as {known[field]!r}.") from None
-    group[name] = value
+        raise UserError(
+            f"config.{field}={text} needs {_KINDS[kind]}, as {known[field]!r}."
+        ) from None
 
 
 _KINDS = {
@@ -280,15 +157,13 @@ _KINDS = {
     int: "a whole number",
     float: "a number",
     str: "a text",
-    tuple: "as many numbers in parentheses",
+    tuple: "numbers in parentheses",
 }
 
 
 def _parse(text, kind, field):
     if field in _OPTIONAL and text.lower() in ("none", "null"):
         return None
-    if kind is str or (field in ("data.mean", "data.std") and text == "auto"):
-        return text
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if kind is tuple:
@@ -301,16 +176,17 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from fields(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and all(isinstance(child, Mapping) for child in value):
+        elif name == "views":
             for i, child in enumerate(value):
-                yield from fields(ConfigDict(child), f"{prefix}{name}[{i}].")
+                yield from fields(child, f"{prefix}{name}[{i}].")
         else:
             yield prefix + name, value
 
 
 def flatten(tree: Mapping) -> dict[str, object]:
     """The fields of a config that was read back from JSON, by name."""
-    return dict(fields(ConfigDict(tree)))
+    views = [ConfigDict(view) for view in tree["views"]]
+    return dict(fields(ConfigDict({**tree, "views": views})))
 
 
 def to_json(config: ConfigDict) -> str:
@@ -319,10 +195,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def _nearest(name, names):
-    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not matches:
-        # The user may have left out the group: compare with the last parts alone.
-        leaves = {known.rpartition(".")[2]: known for known in names}
-        near = difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1, cutoff=0.5)
-        matches = [leaves[leaf] for leaf in near]
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    """A question with the likeliest of `names`, compared whole and without their groups."""
+
+    def likeness(known):
+        pairs = (name, known), (name.rpartition(".")[2], known.rpartition(".")[2])
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return f" Did you mean {max(names, key=likeness)!r}?" if names else ""

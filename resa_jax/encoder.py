@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +46,7 @@ class EncoderSpec:
     resize: int | None = None
 
     @classmethod
-    def from_config(cls, config: Mapping) -> "EncoderSpec":
+    def from_config(cls, config: ConfigDict | dict) -> "EncoderSpec":
         """The encoder of a resolved recipe."""
         encoder, data = config["encoder"], config["data"]
         return cls(

@@ -44,12 +44,12 @@ def sinkhorn_knopp(
     """
     scores = jax.lax.stop_gradient(_at_least_float32(scores))
     log_q = scores / epsilon
-    rows = jnp.zeros((scores.shape[0], 1), log_q.dtype)
-    columns = jnp.zeros((1, scores.shape[1]), log_q.dtype)
+    rows = columns = jnp.zeros((), log_q.dtype)
     for _ in range(num_iterations):
         columns = -jax.nn.logsumexp(log_q + rows, axis=0, keepdims=True)
         rows = -jax.nn.logsumexp(log_q + columns, axis=1, keepdims=True)
-    return jnp.exp(log_q + rows + columns)
+    # exp(log_q + rows + columns), with rows that sum to 1 at any magnitude.
+    return jax.nn.softmax(log_q + columns, axis=1)
 
 
 def resa_loss(

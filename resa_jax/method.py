@@ -46,15 +46,17 @@ class Network(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.predictor = None
-        if predictor:
-            self.predictor = create_predictor(
+        self.predictor = (
+            create_predictor(
                 name,
                 config.projector.output_size,
                 hidden_size=config.projector.hidden_size,
                 dtype=dtype,
                 rngs=rngs,
             )
+            if predictor
+            else None
+        )
 
     def __call__(self, images: Float[Array, "n h w 3"], *, train: bool):
         """Images to encodings `[n, features]` and embeddings `[n, output_size]`."""
@@ -139,17 +141,18 @@ def create_method(config: ConfigDict):
       The `ReSA` method, and a nested dict shaped like the parameters of `init_networks` that is True
       for those which keep their values.
     """
-    network = nnx.eval_shape(lambda: Network(config, predictor=config.predictor, rngs=nnx.Rngs(0)))
+    online, momentum = (
+        nnx.eval_shape(lambda: Network(config, predictor=predictor, rngs=nnx.Rngs(0)))  # noqa: B023
+        for predictor in (config.predictor, False)
+    )
     frozen = jax.tree.map(
         lambda variable: isinstance(variable, Frozen),
-        nnx.state(network, nnx.Param),
+        nnx.state(online, nnx.Param),
         is_leaf=lambda node: isinstance(node, nnx.Variable),
     )
-    online = split(network)[0]
-    network.predictor = None
     method = ReSA(
-        online=online,
-        momentum=split(network)[0] if config.momentum_network else None,
+        online=split(online)[0],
+        momentum=split(momentum)[0] if config.momentum_network else None,
         assignment=config.assignment,
         temperature=config.temperature,
         epsilon=config.epsilon,

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import SupportsFloat
 
 import jax
 from ml_collections import ConfigDict
@@ -58,7 +59,8 @@ class MetricsWriter:
         steps_per_epoch: int,
     ):
         """Starts after `first_step`; the first ten steps and the last are always recorded."""
-        self._clock, self._first_step, self._total_steps = clock, first_step, total_steps
+        self._workdir, self._clock = workdir, clock
+        self._first_step, self._total_steps = first_step, total_steps
         self._steps_per_epoch, self._config = steps_per_epoch, config
         self._bad_images = 0
         self._held = None
@@ -109,7 +111,9 @@ class MetricsWriter:
         (step, metrics), self._held = self._held, None
         loss = float(metrics["loss"])
         if not math.isfinite(loss):
-            raise FloatingPointError(f"The loss of step {step} is {loss}.")
+            raise FloatingPointError(
+                f"The loss of step {step} is {loss}; {_last_checkpoint(self._workdir)}."
+            )
         if self._active:
             self._bar.update(step - self._bar.n)
         if step <= 10 or step % self._config.log_every == 0 or step == self._total_steps:
@@ -118,7 +122,7 @@ class MetricsWriter:
                 record["bad_images"] = self._bad_images
             self.write(step, record)
 
-    def write(self, step: int, record: Mapping[str, float]) -> None:
+    def write(self, step: int, record: Mapping[str, SupportsFloat]) -> None:
         """Writes one record of scalars: of the train step, or of an evaluation after that step."""
         if not self._active:
             return
@@ -175,3 +179,10 @@ def _truncate(path, step):
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     os.replace(temporary, path)
+
+
+def _last_checkpoint(workdir):
+    steps = [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+    if not steps:
+        return "there is no checkpoint yet"
+    return f"the last good checkpoint is {workdir / 'checkpoints' / str(max(steps))}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,16 @@ class TrainState:
 
     `ema_params` holds those children of `params` that the EMA network shares (all but the
     predictor); it is empty in recipes without one. Batch statistics are never averaged: each
-    network keeps its own.
+    network keeps its own. `step` counts the steps done, int32.
     """
 
-    step: jax.Array
-    params: dict
-    batch_stats: dict
-    ema_params: dict
-    ema_batch_stats: dict
-    opt_state: optax.OptState
+    # A pytree may hold shapes or shardings in the place of arrays, hence Any.
+    step: Any
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    ema_params: dict[str, Any]
+    ema_batch_stats: dict[str, Any]
+    opt_state: Any
 
 
 def create_train_state(

@@ -1,8 +1,8 @@
 """Views of a batch of images, computed on the device.
 
-Everything is a pure function of a key and a batch. All random numbers are drawn for the whole global
-batch, so that they don't depend on how it is sharded, and from keys of their own for each view and
-operator, so that dropping one operator leaves the others' numbers alone.
+Everything is a pure function of a key and a batch. All random numbers are drawn for the whole
+global batch, so that they don't depend on how it is sharded, and from keys of their own for each
+view and operator, so that dropping one operator leaves the others' numbers alone.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from resa_jax.data import color
@@ -64,6 +65,11 @@ class View:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_probability: float = 0.2
 
+    @property
+    def has_jitter(self) -> bool:
+        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
+        return self.jitter_probability > 0 and max(ranges) > 0
+
 
 # Keyword arguments that leave only the crop and the flip.
 WEAK_VIEW = {
@@ -76,8 +82,8 @@ WEAK_VIEW = {
 
 def augment(
     key: Key[Array, ""],
-    images: UInt8[Array, "n c c 3"],
-    sizes: Int[Array, "n 2"],
+    images: UInt8[Array | np.ndarray, "n c c 3"],
+    sizes: Int[Array | np.ndarray, "n 2"],
     views: Sequence[View],
     mean: Sequence[float],
     std: Sequence[float],
@@ -92,7 +98,7 @@ def augment(
       sizes: the images' heights and widths.
       mean, std: of the channels, for values 0..1.
     """
-    planes = images.transpose(0, 3, 1, 2).astype(jnp.float32)
+    planes, sizes = _planes(images), jnp.asarray(sizes)
     results = []
     for number, view in enumerate(views):
         pixels = _make_view(jax.random.fold_in(key, number), planes, sizes, view)
@@ -108,8 +114,8 @@ def normalize(
 
 
 def center_crop(
-    images: UInt8[Array, "n c c 3"],
-    sizes: Int[Array, "n 2"],
+    images: UInt8[Array | np.ndarray, "n c c 3"],
+    sizes: Int[Array | np.ndarray, "n 2"],
     *,
     size: int,
     resize: int,
@@ -120,6 +126,7 @@ def center_crop(
     The short side becomes `resize` pixels long, and `size` <= `resize` pixels of each side stay. An
     image that already is `resize` x `resize` keeps its pixels.
     """
+    sizes = jnp.asarray(sizes)
     short = sizes.min(axis=1, keepdims=True)
     resized = resize * sizes // short  # of each side
     start = jnp.round((resized - size) / 2)
@@ -135,14 +142,17 @@ def center_crop(
         )
         for axis in (0, 1)
     )
-    planes = images.transpose(0, 3, 1, 2).astype(jnp.float32)
-    return resample(planes, rows, columns).transpose(0, 2, 3, 1)
+    return resample(_planes(images), rows, columns).transpose(0, 2, 3, 1)
+
+
+def _planes(images: UInt8[Array | np.ndarray, "n c c 3"]) -> Float[Array, "n 3 c c"]:
+    return jnp.asarray(images).transpose(0, 3, 1, 2).astype(jnp.float32)
 
 
 def _make_view(
     key: Key[Array, ""],
     planes: Float[Array, "n 3 c c"],
-    sizes: Int[Array, "n 2"],
+    sizes: Int[Array | np.ndarray, "n 2"],
     view: View,
 ) -> Float[Array, "n 3 size size"]:
     keys = [jax.random.fold_in(key, operator) for operator in range(6)]
@@ -153,7 +163,7 @@ def _make_view(
         return jnp.where(chosen[:, None, None, None], changed, images)
 
     pixels = _crop_and_flip(keys[_CROP], keys[_FLIP], planes, sizes, view)
-    if view.jitter_probability > 0:
+    if view.has_jitter:
         choice, numbers = jax.random.split(keys[_JITTER])
         pixels = some(choice, view.jitter_probability, _jitter(numbers, pixels, view), pixels)
     if view.grayscale_probability > 0:
@@ -175,7 +185,7 @@ def _crop_and_flip(
     crop_key: Key[Array, ""],
     flip_key: Key[Array, ""],
     planes: Float[Array, "n 3 c c"],
-    sizes: Int[Array, "n 2"],
+    sizes: Int[Array | np.ndarray, "n 2"],
     view: View,
 ) -> Float[Array, "n 3 size size"]:
     if view.crop == "random":
@@ -201,15 +211,15 @@ def _crop_and_flip(
 
 def random_boxes(
     key: Key[Array, ""],
-    sizes: Int[Array, "n 2"],
+    sizes: Int[Array | np.ndarray, "n 2"],
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Int[Array, "n 4"]:
     """Boxes (top, left, height, width) distributed as torchvision's RandomResizedCrop has them.
 
     Of ten candidates, with the area uniform in `scale` times the image's area and the logarithm of
-    width over height uniform in that of `ratio`, the first that fits inside of the image is taken, at
-    a uniform place; where none fits, the centred box of the full extent whose ratio is in range.
+    width over height uniform in that of `ratio`, the first that fits inside of the image is taken,
+    at a uniform place; where none fits, the largest centred box whose ratio is in range.
     """
     height, width = sizes[:, :1].astype(jnp.float32), sizes[:, 1:].astype(jnp.float32)
     area_key, ratio_key, place_key = jax.random.split(key, 3)
@@ -241,7 +251,7 @@ def random_boxes(
     return jnp.concatenate([start, box], axis=1).astype(jnp.int32)
 
 
-def center_boxes(sizes: Int[Array, "n 2"]) -> Int[Array, "n 4"]:
+def center_boxes(sizes: Int[Array | np.ndarray, "n 2"]) -> Int[Array, "n 4"]:
     """The largest centred square of each image, as (top, left, height, width)."""
     side = sizes.min(axis=1, keepdims=True)
     return jnp.concatenate([(sizes - side) // 2, side, side], axis=1)
@@ -250,21 +260,31 @@ def center_boxes(sizes: Int[Array, "n 2"]) -> Int[Array, "n 4"]:
 def _jitter(
     key: Key[Array, ""], pixels: Float[Array, "n 3 h w"], view: View
 ) -> Float[Array, "n 3 h w"]:
-    """torchvision's ColorJitter with the operators whose range is not 0."""
+    operators, factors, order = jitter_numbers(key, len(pixels), view)
+    return color.color_jitter(pixels, operators, factors, order)
+
+
+def jitter_numbers(
+    key: Key[Array, ""], num_images: int, view: View
+) -> tuple[tuple[color.Operator, ...], Float[Array, "k n"], Int[Array, "n k"]]:
+    """torchvision's ColorJitter: the k operators whose range is not 0, their factors and order.
+
+    Factors are uniform in their ranges; each image's order is a uniform permutation of 0..k-1.
+    """
     ranges = (
         (color.adjust_brightness, max(0.0, 1 - view.brightness), 1 + view.brightness),
         (color.adjust_contrast, max(0.0, 1 - view.contrast), 1 + view.contrast),
         (color.adjust_saturation, max(0.0, 1 - view.saturation), 1 + view.saturation),
         (color.adjust_hue, -view.hue, view.hue),
     )
-    num_images = len(pixels)
-    # A number for every operator, also a dropped one, so that dropping it changes no other's.
-    uniform = jax.random.uniform(key, (5, num_images, 4))
     used = [k for k, (_, low, high) in enumerate(ranges) if high > low]
-    if not used:
-        return pixels
-    factors = jnp.stack(
-        [ranges[k][1] + (ranges[k][2] - ranges[k][1]) * uniform[k, :, 0] for k in used]
+    # Numbers for every operator, also a dropped one, so that dropping it changes no other's.
+    factor_key, order_key = jax.random.split(key)
+    uniform = jax.random.uniform(factor_key, (len(ranges), num_images))
+    factors = [low + (high - low) * uniform[k] for k, (_, low, high) in enumerate(ranges)]
+    ranks = jax.random.uniform(order_key, (num_images, len(ranges)))
+    return (
+        tuple(ranges[k][0] for k in used),
+        jnp.stack([factors[k] for k in used]),
+        jnp.argsort(jnp.stack([ranks[:, k] for k in used], axis=1), axis=1),
     )
-    order = jnp.argsort(uniform[4][:, jnp.array(used)], axis=1)
-    return color.color_jitter(pixels, tuple(ranges[k][0] for k in used), factors, order)

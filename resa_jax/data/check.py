@@ -27,7 +27,7 @@ def check_source(
     name: str,
     *,
     classes: str | None = None,
-    long_tail: float | None = None,
+    long_tail: float | int | None = None,
     split: str = "train",
 ) -> int | None:
     """Looks for mistakes in a source's name and returns its number of images where that is cheap.
@@ -93,29 +93,31 @@ def list_folder(root: str) -> Folder:
     if not os.path.isdir(root):
         what = "is not a folder" if os.path.exists(root) else "does not exist"
         raise UserError(f"folder:{root}: the path {what}.")
-    names = list(_walk(root, "", set()))
+    names = list(_walk(root))
     if not names:
         raise UserError(
             f"folder:{root} holds no image, at any depth: files that end in "
             f"{', '.join('.' + ending for ending in IMAGE_ENDINGS)} count, in either case."
         )
-    folders = [name.split("/")[:-1] for name in names]
-    depth = len(os.path.commonprefix(folders))  # of the lists of parts
-    if any(len(parts) == depth for parts in folders):
+    common = os.path.commonpath({os.path.dirname(name) for name in names})
+    depth = common.count("/") + 1 if common else 0
+    parts = [name.split("/") for name in names]
+    if any(len(part) == depth + 1 for part in parts):  # an image beside the class folders
         return Folder(root, names, None, ())
-    class_names = sorted({parts[depth] for parts in folders})
+    class_names = sorted({part[depth] for part in parts})
     numbers = {name: label for label, name in enumerate(class_names)}
-    labels = [numbers[parts[depth]] for parts in folders]
+    labels = [numbers[part[depth]] for part in parts]
     return Folder(root, names, labels, tuple(class_names))
 
 
-def _walk(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(root: str, below: str = "", above: frozenset = frozenset()) -> Iterator[str]:
+    """Yields the images' paths below `root/below`; `above` has the folders on the way there."""
     folder = os.path.join(root, below)
     try:
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+        this = status.st_dev, status.st_ino
+        if this in above:  # a link that leads back
             return
-        seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
@@ -129,7 +131,7 @@ def _walk(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[str]:
         elif entry.name.rpartition(".")[2].lower() in IMAGE_ENDINGS:
             yield below + entry.name
     for name in deeper:
-        yield from _walk(root, f"{below}{name}/", seen)
+        yield from _walk(root, f"{below}{name}/", above | {this})
 
 
 def npz_shapes(path: str) -> dict[str, tuple[int, ...]]:
@@ -229,7 +231,7 @@ def _last(path: str) -> str:
 
 
 def read_classes(path: str) -> list[str]:
-    """The first word of each line of a file; blank lines and lines that start with # don't count."""
+    """The first word of each line; blank lines and lines that start with # don't count."""
     if not os.path.isfile(path):
         raise UserError(f"data.classes={path}: there is no such file.")
     with open(path, encoding="utf-8") as file:
@@ -251,7 +253,7 @@ def refuse_missing_classes(source: str, wanted: Sequence[str], there) -> None:
         )
 
 
-def long_tail_sizes(sizes: Sequence[int], imbalance: float) -> list[int]:
+def long_tail_sizes(sizes: Sequence[int], imbalance: float | int) -> list[int]:
     """How many images of each class stay: floor(n (1/imbalance)^(i / (C - 1))) of class i of C.
 
     n is the size of the smallest class, so that each class has enough. With CIFAR-100's 100 classes

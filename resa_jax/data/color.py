@@ -1,7 +1,7 @@
 """Colour operators on batches, equal to those of Pillow and torchvision on 8-bit images.
 
-Images are float32 [n, 3, h, w] that hold whole numbers 0..255, before and after each operator: Pillow
-rounds after each, and so do these. Which image gets which operator is the caller's choice.
+Images are float32 [n, 3, h, w] that hold whole numbers 0..255, before and after each operator:
+Pillow rounds after each, and so do these. Which image gets which operator is the caller's choice.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,11 @@ from resa_jax.data.resample import round_to_8_bits
 
 
 Images = Float[Array, "n 3 h w"]
+Operator = Callable[[Images, Float[Array, "n"]], Images]
 
 
 def grayscale(images: Images) -> Images:
-    """Luma 0.299 R + 0.587 G + 0.114 B in all channels (`Image.convert("L")`, which has 16 bits)."""
+    """Luma 0.299 R + 0.587 G + 0.114 B, to 16 bits, in all channels (`Image.convert("L")`)."""
     red, green, blue = images[:, 0], images[:, 1], images[:, 2]
     luma = jnp.floor((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536)
     return jnp.broadcast_to(luma[:, None], images.shape)
@@ -51,7 +52,7 @@ def adjust_hue(images: Images, shift: Float[Array, "n"]) -> Images:
 
 def color_jitter(
     images: Images,
-    operators: tuple[Callable[[Images, Float[Array, "n"]], Images], ...],
+    operators: tuple[Operator, ...],
     factors: Float[Array, "k n"],
     order: Int[Array, "n k"],
 ) -> Images:
@@ -69,8 +70,11 @@ def color_jitter(
         conditions = [(chosen == k)[:, None, None, None] for k in range(len(operators))]
         return jnp.select(conditions, results), None
 
+    shape = images.shape
+    if shape[3] < 32:  # rows that short leave a CPU's vector units idle
+        images = images.reshape(*shape[:2], 1, -1)
     # A loop compiles the operators once, and keeps XLA from computing one place's several times.
-    return jax.lax.scan(apply, images, order.T)[0]
+    return jax.lax.scan(apply, images, order.T)[0].reshape(shape)
 
 
 def gaussian_blur(images: Images, sigma: Float[Array, "n"], *, max_sigma: float) -> Images:

@@ -68,9 +68,19 @@ def image_size(path: str) -> tuple[int, int]:
 
 def shrink(image: UInt8[np.ndarray, "h w 3"], canvas: int) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Reduces an image so that its longer side is `canvas`, if it is longer than that."""
-    if max(image.shape[:2]) <= canvas:
+    height, width = image.shape[:2]
+    return _resize(image, _fitting_size(width, height, canvas))
+
+
+def _fitting_size(width: int, height: int, canvas: int) -> tuple[int, int]:
+    scale = min(1, canvas / max(width, height))
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def _resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> np.ndarray:
+    if (image.shape[1], image.shape[0]) == size:
         return image
-    return np.asarray(_shrink(Image.fromarray(image), canvas))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.HAMMING))
 
 
 def _decode_plain_jpeg(data: bytes, canvas: int) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -85,7 +95,7 @@ def _decode_plain_jpeg(data: bytes, canvas: int) -> UInt8[np.ndarray, "h w 3"] |
         )
     except ValueError:
         return None
-    return shrink(image, canvas)
+    return _resize(image, _fitting_size(width, height, canvas))
 
 
 def _dct_factor(long_side: int, canvas: int) -> int:
@@ -93,18 +103,17 @@ def _dct_factor(long_side: int, canvas: int) -> int:
 
 
 def _decode_with_pillow(image: Image.Image, canvas: int) -> UInt8[np.ndarray, "h w 3"]:
+    size = _fitting_size(*image.size, canvas)
     if image.format in ("JPEG", "MPO"):
         factor = _dct_factor(max(image.size), canvas)
         if factor > 1:
             image.draft(None, (max(image.width // factor, 1), max(image.height // factor, 1)))
     image.load()
-    image = _to_rgb(_upright(image))
-    return np.asarray(_shrink(image, canvas))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    method = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    return image if method is None else image.transpose(method)
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)  # Pillow itself turns a TIFF on loading
+    pixels = _resize(np.asarray(_to_rgb(image)), size)
+    if orientation in _UPRIGHT:
+        return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -118,11 +127,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns about the direct way
     return image.convert("RGB")
-
-
-def _shrink(image: Image.Image, canvas: int) -> Image.Image:
-    longest = max(image.size)
-    if longest <= canvas:
-        return image
-    width, height = (max(round(side * canvas / longest), 1) for side in image.size)
-    return image.resize((width, height), Image.Resampling.HAMMING)

@@ -12,6 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 from jaxtyping import Int
 
 from resa_jax.data.sources import Source
@@ -58,13 +59,16 @@ def batches(
         source, batch_size, num_steps, seed, process_index, process_count, threads=threads
     )
     dataset = grain.MapDataset.source(reader)[start_step:]
-    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else 2)
+    stream = dataset.to_iter_dataset(ahead)
     if workers and len(dataset):
         workers = min(workers, len(dataset))
         _refuse_small_shared_memory(workers, reader.num_bytes)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its flags, also where no command parsed any
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        stream = stream.map(_out_of_shared_memory)
+        stream = grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=1)
     return BatchIterator(stream)
 
 
@@ -78,8 +82,8 @@ def evaluation_batches(
 ) -> "BatchIterator":
     """The source once, in order; the last batch is filled up with rows of index -1.
 
-    Such rows are black images of the canvas's size with label -1. Each process gets its rows of each
-    global batch, as in `batches`.
+    Such rows are black images of the canvas's size with label -1. Each process gets its rows of
+    each global batch, as in `batches`.
 
     Args:
       rows: positions in the source, to visit only these, in this order.
@@ -209,20 +213,39 @@ def _batch(
     }
 
 
+def _out_of_shared_memory(batch: Batch) -> Batch:
+    """Copies a worker's batch and gives its memory back at once.
+
+    grain does that when the arrays are freed, which the last ones of each worker never are.
+    """
+    copy = {}
+    for name, value in batch.items():
+        copy[name] = np.array(value) if isinstance(value, np.ndarray) else value
+        if isinstance(value, SharedMemoryArray):
+            value.metadata.close_and_unlink_shm()
+            value._unlink_on_del = False
+    return copy
+
+
 class BatchIterator:
     """Iterates over batches; `close`, or leaving the `with` block, ends the workers."""
 
     def __init__(self, stream: grain.IterDataset):
-        self._iterator = iter(stream)
+        self._iterator: grain.DatasetIterator | None = iter(stream)
+        self._iterator.start_prefetch()  # workers start while the caller compiles its step
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        if self._iterator is None:
+            raise StopIteration
         return next(self._iterator)
 
     def close(self) -> None:
-        self._iterator.close()
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
 
     def __enter__(self) -> "BatchIterator":
         return self

@@ -1,9 +1,10 @@
 """Resampling as two matrix products per image, with Pillow's antialiased filters.
 
 Pillow computes a pixel of the result as a weighted mean over the input pixels around its centre,
-with a filter that widens as the image shrinks; first along the rows, rounds to 8 bits, then along the
-columns. Both passes are linear, so each is a matrix, and images of all sizes on one canvas are
-resampled alike (`Image.resize`; Resample.c in its source).
+with a filter that widens as the image shrinks: along one side, rounded to 8 bits, then along the
+other. Both passes are linear, so each is a matrix, and images of all sizes on one canvas are
+resampled alike (`Image.resize`; Resample.c in its source). Here the width always comes first; since
+version 13 Pillow starts with the longer side, which matters where a bicubic overshoot is clipped.
 """
 
 from typing import Literal
@@ -40,10 +41,7 @@ def resampling_matrix(
     output = jnp.arange(size, dtype=jnp.float32)[:, None]
     if output_start is not None:
         output = output + output_start[:, None, None]
-    if output_length is None:
-        scale = length / size
-    else:
-        scale = length / output_length[:, None, None]
+    scale = length / (size if output_length is None else output_length[:, None, None])
     center = (output + 0.5) * scale
     position = (jnp.arange(canvas) - start).astype(jnp.float32)  # within the stretch
     distance = jnp.abs(position + 0.5 - center) / jnp.maximum(scale, 1)

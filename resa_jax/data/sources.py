@@ -1,18 +1,19 @@
 """Sources of images: one string names each of them everywhere."""
 
 import functools
+import operator
 import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from resa_jax.data import check
-from resa_jax.data.decode import BadImageError, decode_image, image_size, shrink
+from resa_jax.data.decode import BadImageError, image_size, shrink
+from resa_jax.data.images import FolderImages, MemoryImages, TfdsImages
 from resa_jax.errors import UserError
 
 
@@ -25,15 +26,15 @@ def open_source(
     *,
     canvas: int = 512,
     classes: str | None = None,
-    long_tail: float | None = None,
+    long_tail: float | int | None = None,
     on_bad_image: str = "error",
     split: str = "train",
 ) -> "Source":
     """Opens `digits`, `folder:PATH`, `npz:FILE` or `tfds:NAME` (also NAME/CONFIG:VERSION).
 
     Images are upright uint8 RGB whose longer side is at most `canvas`; see `decode_image`. A folder
-    or TFDS set of small images (up to 96 pixels) is decoded whole here, with the longest side met as
-    its canvas, so that a damaged file is found before the first step; of other folders and TFDS
+    or TFDS set of small images (up to 96 pixels) is decoded whole here, with the longest side met
+    as its canvas, so that a damaged file is found before the first step; of other folders and TFDS
     sets each image is decoded when it is asked for. For the labels of a folder see `list_folder`.
 
     Args:
@@ -43,7 +44,7 @@ def open_source(
         `long_tail_sizes` says; the largest class over the smallest.
       on_bad_image: "error", or "skip": an image that cannot be decoded is left out (small images)
         or the next good one stands in for it (others).
-      split: of a TFDS data set ("train", "test", "train[:10%]"); other sources are taken as they are.
+      split: of a TFDS data set ("train", "test", "train[:10%]"); other sources have no splits.
 
     Raises:
       UserError: a mistake in an argument, or an image that cannot be decoded (names the file).
@@ -61,88 +62,6 @@ def open_source(
     if kind == "folder":
         return _open_folder(place, canvas, choose, skip)
     return _open_tfds(place, split, canvas, choose, skip)
-
-
-@dataclass
-class MemoryImages:
-    """Images held decoded: `pixels` [n, canvas, canvas, 3] with each image in the top-left corner."""
-
-    pixels: UInt8[np.ndarray, "n c c 3"]
-    sizes: Int32[np.ndarray, "n 2"]  # height and width
-    labels: Int32[np.ndarray, "n"] | None
-    paths: tuple[str, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-        height, width = self.sizes[index]
-        label = -1 if self.labels is None else int(self.labels[index])
-        return self.pixels[index, :height, :width], label
-
-
-@dataclass
-class FolderImages:
-    """Image files, decoded when they are read."""
-
-    root: str
-    names: list[str]
-    labels: Int32[np.ndarray, "n"] | None
-    canvas: int
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return tuple(os.path.join(self.root, name) for name in self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return os.path.join(self.root, self.names[index])
-
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-        try:
-            with open(self.name(index), "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise BadImageError(error.strerror) from error
-        label = -1 if self.labels is None else int(self.labels[index])
-        return decode_image(data, self.canvas), label
-
-
-@dataclass
-class TfdsImages:
-    """Records of a TFDS data set, read without TensorFlow and decoded here."""
-
-    title: str
-    records: Any  # a random-access data source of encoded images
-    canvas: int
-    has_labels: bool
-    chosen: Int32[np.ndarray, "n"] | None = None  # positions in `records`; None: all
-    chosen_labels: Int32[np.ndarray, "n"] | None = None  # their labels, renumbered
-    paths: None = field(default=None, init=False)
-
-    @functools.cached_property
-    def labels(self) -> Int32[np.ndarray, "n"] | None:
-        """All labels. Unless classes were chosen, every record is read once for this."""
-        if self.chosen_labels is not None or not self.has_labels:
-            return self.chosen_labels
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            labels = pool.map(lambda index: self.records[index]["label"], range(len(self.records)))
-            return np.fromiter(labels, np.int32, len(self.records))
-
-    def __len__(self) -> int:
-        return len(self.records) if self.chosen is None else len(self.chosen)
-
-    def name(self, index: int) -> str:
-        return f"{self.title}, record {index if self.chosen is None else self.chosen[index]}"
-
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-        record = self.records[index if self.chosen is None else int(self.chosen[index])]
-        label = int(record["label"]) if self.has_labels else -1
-        if self.chosen_labels is not None:
-            label = int(self.chosen_labels[index])
-        return decode_image(record["image"], self.canvas), label
 
 
 class Source:
@@ -192,11 +111,11 @@ class Source:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    def __getitem__(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:
         """The image; raises as `load` does."""
         return self.load(index)[0]
 
-    def load(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int, int, int]:
+    def load(self, index: SupportsIndex) -> tuple[UInt8[np.ndarray, "h w 3"], int, int, int]:
         """The image, its label (-1: none), its index, and how many bad images were passed over.
 
         The index is the one asked for unless that image cannot be decoded and bad ones are skipped:
@@ -206,6 +125,7 @@ class Source:
           IndexError: no such index.
           UserError: the image cannot be decoded, or, when skipping, none can.
         """
+        index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of a source of {len(self)} images")
         for num_bad in range(len(self)):
@@ -236,7 +156,7 @@ def _choose(
     class_names: tuple[str, ...],
     *,
     classes: str | None,
-    long_tail: float | None,
+    long_tail: float | int | None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None:
     """The indices of the chosen images with their new labels and names, or None for all images."""
     if classes is None and long_tail is None:
@@ -328,7 +248,7 @@ def _open_folder(root: str, canvas: int, choose: Callable, skip: bool) -> Source
 
 def _probe(images: FolderImages) -> bool:
     """Whether a few images, from the whole length of the list, are all small."""
-    few = np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(int))
+    few = np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(int)).tolist()
     sizes = []
     for index in few:
         try:
@@ -341,14 +261,14 @@ def _probe(images: FolderImages) -> bool:
 def _open_tfds(name: str, split: str, canvas: int, choose: Callable, skip: bool) -> Source:
     import tensorflow_datasets as tfds  # heavy, and not every source needs it
 
-    builder = tfds.builder(name)
+    builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
     features = builder.info.features
     if "image" not in features:
         raise UserError(f"tfds:{name} has no feature 'image'; it has {', '.join(features)}.")
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     has_labels = "label" in features
     images = TfdsImages(f"tfds:{name}, split {split}", records, canvas, has_labels)
-    class_names = tuple(getattr(features.get("label"), "names", None) or ())
+    class_names = tuple(getattr(features["label"], "names", None) or ()) if has_labels else ()
     chosen = choose(lambda: images.labels, class_names)
     if chosen is not None:
         images.__dict__.pop("labels")

@@ -13,20 +13,23 @@ from resa_jax.evaluation.silhouette import silhouette_samples
 
 
 def clustering(
-    features: Num[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], *, seed: int = 0
+    features: Num[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    *,
+    seed: int = 0,
+    num_init: int = 10,
 ) -> dict[str, float]:
     """Agreement of the features' geometry with the labels, on L2-normalised features.
 
     Args:
         features: one row per sample.
         labels: the classes, any integers; at least two distinct ones.
-        seed: of k-means.
+        seed, num_init: random_state and n_init of k-means.
 
     Returns:
         silhouette_mean, silhouette_std: over samples, the labels taken as clusters, Euclidean
             distance.
-        ari, nmi: of the labels and scikit-learn's k-means (as many clusters as classes, n_init 10,
-            random_state = seed).
+        ari, nmi: of the labels and scikit-learn's k-means (as many clusters as classes).
         accuracy: percent of samples whose cluster is matched with their class, by the best
             one-to-one matching.
 
@@ -43,7 +46,7 @@ def clustering(
         )
     normalised = l2_normalise(features).astype(np.float32)
     silhouettes = silhouette_samples(normalised, labels)
-    means = KMeans(n_clusters=len(classes), n_init=10, random_state=seed)
+    means = KMeans(n_clusters=len(classes), n_init=num_init, random_state=seed)
     return {
         "silhouette_mean": float(silhouettes.mean()),
         "silhouette_std": float(silhouettes.std()),

@@ -11,10 +11,6 @@ from jaxtyping import Array, Float, Int, Num
 from resa_jax.evaluation.knn import topk_accuracy
 
 
-FIRST_RATE, LAST_RATE = 1e-2, 1e-6
-WEIGHT_DECAY = 5e-6
-
-
 def linear_cifar(
     train: Num[np.ndarray, "n d"],
     train_labels: Int[np.ndarray, " n"],
@@ -24,18 +20,22 @@ def linear_cifar(
     seed: int,
     epochs: int = 500,
     batch_size: int = 1000,
+    first_rate: float = 1e-2,
+    last_rate: float = 1e-6,
+    weight_decay: float = 5e-6,
 ) -> dict[str, float]:
     """Accuracy after the last epoch of a linear classifier trained on features.
 
-    Adam (betas 0.9 and 0.999) with the L2 term 5e-6 * parameter added to the gradient, learning
-    rate 1e-2 * 1e-4^(e/epochs) in epoch e, shuffled each epoch, the last partial batch kept,
-    PyTorch's default initialisation of a Linear layer.
+    Adam (betas 0.9 and 0.999) with the L2 term weight_decay * parameter added to the gradient, a
+    learning rate that falls geometrically from epoch to epoch, shuffled each epoch, the last
+    partial batch kept, PyTorch's default initialisation of a Linear layer.
 
     Args:
         train, train_labels: features and classes (integers from 0) to fit.
         test, test_labels: features and classes to score.
         seed: of the initialisation and the shuffling.
-        epochs, batch_size: as named.
+        epochs, batch_size, weight_decay: as named.
+        first_rate, last_rate: epoch e's rate is first_rate * (last_rate / first_rate)^(e / epochs).
 
     Returns:
         {"top1": percent, "top5": percent}; equal logits in the order of their labels.
@@ -50,6 +50,9 @@ def linear_cifar(
         seed=seed,
         epochs=epochs,
         batch_size=batch_size,
+        first_rate=first_rate,
+        last_rate=last_rate,
+        weight_decay=weight_decay,
     )
     return topk_accuracy(linear_ranking(parameters, test), test_labels)
 
@@ -62,6 +65,9 @@ def fit_linear_cifar(
     seed: int,
     epochs: int = 500,
     batch_size: int = 1000,
+    first_rate: float = 1e-2,
+    last_rate: float = 1e-6,
+    weight_decay: float = 5e-6,
 ) -> dict[str, Float[Array, "..."]]:
     """The classifier of `linear_cifar`: {"kernel": [d, classes], "bias": [classes]}, float32.
 
@@ -77,6 +83,8 @@ def fit_linear_cifar(
         jnp.asarray(train_labels, jnp.int32),
         epochs=epochs,
         batch_size=min(batch_size, len(train)),
+        rates=(first_rate, last_rate),
+        weight_decay=weight_decay,
     )
 
 
@@ -100,7 +108,7 @@ def linear_ranking(
     return np.argsort(-logits, axis=1, kind="stable")[:, :5]
 
 
-@partial(jax.jit, static_argnames=("epochs", "batch_size"))
+@partial(jax.jit, static_argnames=("epochs", "batch_size", "rates", "weight_decay"))
 def _fit(
     parameters: dict[str, Array],
     key: Array,
@@ -109,14 +117,16 @@ def _fit(
     *,
     epochs: int,
     batch_size: int,
+    rates: tuple[float, float],
+    weight_decay: float,
 ) -> dict[str, Array]:
     n = len(features)
     steps = -(-n // batch_size)
     optimizer = optax.chain(
-        optax.add_decayed_weights(WEIGHT_DECAY),
+        optax.add_decayed_weights(weight_decay),
         optax.scale_by_adam(),
         optax.scale_by_learning_rate(
-            lambda step: FIRST_RATE * (LAST_RATE / FIRST_RATE) ** ((step // steps) / epochs)
+            lambda step: rates[0] * (rates[1] / rates[0]) ** ((step // steps) / epochs)
         ),
     )
 

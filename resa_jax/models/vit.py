@@ -188,8 +188,17 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
         n, tokens, width = x.shape
         qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads)
-        # Scaled by 1/sqrt(head dim); the softmax is float32 at least.
-        out = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        # Written out, since jax.nn.dot_product_attention takes its softmax in float32 even of
+        # float64; here it is float32 at least.
+        scores = jnp.einsum(
+            "nqhd,nkhd->nhqk",
+            query * (width // self.heads) ** -0.5,
+            key,
+            preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+        )
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        out = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
         return self.proj(out.reshape(n, tokens, width))
 
 

@@ -1,0 +1,84 @@
+"""Encodings of any images, their nearest neighbours, and groups of them.
+
+python -m resa_jax.embed --encoder=PATH --source=SOURCE --output=FILE.npz
+
+FILE.npz gets `encodings` [n, d], `labels` [n] (-1: none), `paths` [n] and, where the images have
+classes, `class_names`; it is what `evaluate --features` reads.
+--query=IMAGE,... also finds the images nearest to some files, or to images of the source given by
+number: a printed table, FILE.neighbours.csv and FILE.neighbours.png.
+--groups=K also sorts the images into K groups by k-means: FILE.groups.csv and FILE.groups.png.
+Neighbours and groups go by the direction of the encodings (cosine).
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from resa_jax.cli import run
+from resa_jax.data.check import check_source
+from resa_jax.errors import UserError
+
+
+_ENCODER = flags.DEFINE_string(
+    "encoder",
+    None,
+    "A run's workdir, DIR/checkpoints/STEP, an export, or PyTorch weights.",
+    required=True,
+)
+_ARCH = flags.DEFINE_string("arch", None, "Architecture of PyTorch weights.")
+_NETWORK = flags.DEFINE_enum("network", "ema", ["ema", "online"], "Which network of a checkpoint.")
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Images: digits, folder:PATH, npz:FILE, tfds:NAME.", required=True
+)
+_SPLIT = flags.DEFINE_string("split", "train", "Split of a tfds: source.")
+_OUTPUT = flags.DEFINE_string("output", None, "npz file to write.", required=True)
+_LAYERS = flags.DEFINE_list("layers", [], "Further arrays, of p0, p1, z (the projector's).")
+_QUERY = flags.DEFINE_list("query", [], "Images whose neighbours to find: files, or numbers.")
+_NEIGHBOURS = flags.DEFINE_integer("neighbours", 10, "How many of each.", lower_bound=1)
+_GROUPS = flags.DEFINE_integer("groups", None, "Number of groups.", lower_bound=2)
+_SEED = flags.DEFINE_integer("seed", 0, "Of k-means.")
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1)
+_ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "Undecodable images.")
+
+
+def main(arguments: list[str]) -> None:
+    """Checks the command before anything heavy is imported, then embeds."""
+    del arguments
+    if not os.path.exists(_ENCODER.value):
+        raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
+    count = check_source(_SOURCE.value, split=_SPLIT.value)
+    output = Path(_OUTPUT.value)
+    if output.suffix != ".npz":
+        raise UserError(f"--output={output} must end in .npz.")
+    for query in _QUERY.value:
+        if not os.path.isfile(query) and not query.isdigit():
+            raise UserError(
+                f"--query={query} is neither a file nor the number of an image of the source."
+            )
+    if count is not None and _GROUPS.value is not None and _GROUPS.value > count:
+        raise UserError(f"--groups={_GROUPS.value} is more than the {count} images of the source.")
+
+    from resa_jax.data.sources import open_source
+    from resa_jax.evaluation import collection
+    from resa_jax.evaluation.features import Preprocessing, extract, load_network
+
+    source = open_source(_SOURCE.value, split=_SPLIT.value, on_bad_image=_ON_BAD_IMAGE.value)
+    network = load_network(_ENCODER.value, _ARCH.value, _NETWORK.value)
+    preprocessing = Preprocessing.of(network.spec)
+    layers = ("h", *_LAYERS.value)
+    arrays = extract(network, source, _SOURCE.value, preprocessing, layers, batch_size=_BATCH.value)
+    images = collection.Collection(source, _SOURCE.value, arrays)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    images.save(output)
+    shape = arrays["h"].shape
+    print(f"{shape[0]} encodings of {shape[1]} numbers each are in {output}.")
+    if _QUERY.value:
+        encoder = collection.query_encoder(network, preprocessing)
+        print(images.find_neighbours(_QUERY.value, encoder, _NEIGHBOURS.value, output))
+    if _GROUPS.value is not None:
+        print(images.make_groups(_GROUPS.value, _SEED.value, output))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,163 @@
+"""What people want first with their own images: encodings in a file, neighbours, groups."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from sklearn.cluster import KMeans
+
+from resa_jax.data.decode import BadImageError, decode_image
+from resa_jax.data.sources import Source
+from resa_jax.errors import UserError
+from resa_jax.evaluation.features import Preprocessing, TrainedNetwork
+from resa_jax.evaluation.knn import l2_normalise, nearest_neighbours
+from resa_jax.evaluation.montage import montage
+
+
+GROUP_IMAGES = 10  # shown of each group
+
+
+class Collection:
+    """The images of a source with their encodings."""
+
+    def __init__(self, source: Source, name: str, arrays: dict[str, np.ndarray]):
+        """
+        Args:
+          name: the string that names the source.
+          arrays: as `extract` gives them.
+        """
+        self._source = source
+        self._arrays = arrays
+        self._encodings = np.asarray(arrays["h"])
+        indices = arrays["indices"]
+        paths = source.paths
+        self.titles = tuple(f"{name} {i}" if paths is None else paths[i] for i in indices)
+
+    def save(self, path: Path) -> None:
+        """Writes encodings, labels, paths, class_names and the further layers to an npz file."""
+        arrays = {"encodings" if k == "h" else k: v for k, v in self._arrays.items()}
+        del arrays["indices"]
+        arrays["paths"] = np.array(self.titles)
+        if self._source.is_labelled and self._source.class_names:
+            arrays["class_names"] = np.array(self._source.class_names)
+        np.savez(path, **arrays)
+
+    def find_neighbours(
+        self, queries: list[str], encode: Callable, count: int, output: Path
+    ) -> str:
+        """The images nearest to each query, by cosine.
+
+        Args:
+          queries: image files, or numbers of images of the source, which are not their own
+            neighbours.
+          encode: from an image uint8 [h, w, 3] to its encoding.
+          output: FILE.npz, beside which FILE.neighbours.csv and FILE.neighbours.png are written.
+
+        Returns:
+          The table as text.
+        """
+        if len(self.titles) < count + 1:
+            raise UserError(
+                f"--neighbours={count} of the {len(self.titles)} images: ask for fewer."
+            )
+        rows, strips, captions = [], [], []
+        for query in queries:
+            image, own = self._query_image(query)
+            encoding = encode(image) if own is None else self._encodings[own]
+            found, similarities = nearest_neighbours(
+                self._encodings, encoding[None], count + 1, metric="cosine"
+            )
+            near = [pair for pair in zip(found[0], similarities[0], strict=True) if pair[0] != own]
+            near = near[:count]
+            for rank, (row, similarity) in enumerate(near, 1):
+                rows.append((query, rank, f"{similarity:.4f}", self.titles[row]))
+            strips.append([image, *(self._image(row) for row, _ in near)])
+            captions.append(Path(query).name)
+        names = ("query", "rank", "similarity", "path")
+        table, picture = (
+            output.with_suffix(".neighbours.csv"),
+            output.with_suffix(".neighbours.png"),
+        )
+        _write_csv(table, names, rows)
+        montage(strips, captions, queries=True).save(picture)
+        lines = [f"{query}  {rank:>3}  {score}  {path}" for query, rank, score, path in rows]
+        return "\n".join([*lines, f"Written to {table} and {picture}."])
+
+    def make_groups(self, number: int, seed: int, output: Path) -> str:
+        """Sorts the images by k-means on their L2-normalised encodings (n_init 10).
+
+        Groups are numbered by size, the largest 0; each lists its images from the centre outwards.
+
+        Returns:
+          A line that says what was written: FILE.groups.csv and FILE.groups.png beside `output`.
+        """
+        if number > len(self.titles):
+            raise UserError(f"--groups={number} is more than the {len(self.titles)} images.")
+        unit = l2_normalise(self._encodings)
+        means = KMeans(number, n_init=10, random_state=seed).fit(unit)
+        distances = np.linalg.norm(unit - means.cluster_centers_[means.labels_], axis=1)
+        rows, strips, captions = [], [], []
+        for group, members in enumerate(_by_size(means.labels_)):
+            members = members[np.argsort(distances[members], kind="stable")]
+            for row in members:
+                rows.append((group, self.titles[row], f"{distances[row]:.4f}", self._class(row)))
+            strips.append([self._image(row) for row in members[:GROUP_IMAGES]])
+            captions.append(f"group {group}\n{len(members)} images")
+        table, picture = output.with_suffix(".groups.csv"), output.with_suffix(".groups.png")
+        _write_csv(table, ("group", "path", "distance", "class"), rows)
+        montage(strips, captions).save(picture)
+        return f"{number} groups are in {table} and {picture}."
+
+    def _image(self, row: int) -> UInt8[np.ndarray, "_ _ 3"]:
+        return self._source[int(self._arrays["indices"][row])]
+
+    def _class(self, row: int) -> str:
+        label = int(self._arrays["labels"][row])
+        return "" if label < 0 else self._source.class_names[label]
+
+    def _query_image(self, query: str) -> tuple[np.ndarray, int | None]:
+        if Path(query).is_file():
+            try:
+                return decode_image(Path(query).read_bytes(), 512), None
+            except BadImageError as error:
+                raise UserError(f"--query={query} cannot be decoded: {error}.") from error
+        found = np.flatnonzero(self._arrays["indices"] == int(query))
+        if not len(found):
+            raise UserError(f"--query={query}: the source has images 0 to {len(self._source) - 1}.")
+        return self._image(found[0]), int(found[0])
+
+
+def query_encoder(
+    network: TrainedNetwork, preprocessing: Preprocessing
+) -> Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, " d"]]:
+    """The encoding of one image of any size up to the canvas."""
+
+    @jax.jit
+    def forward(images, sizes):
+        params, batch_stats = network.params, network.batch_stats
+        return network.forward(params, batch_stats, preprocessing(images, sizes), ("h",))["h"]
+
+    def encode(image):
+        side = max(image.shape[:2])
+        canvas = np.zeros((1, side, side, 3), np.uint8)
+        canvas[0, : image.shape[0], : image.shape[1]] = image
+        sizes = np.array([image.shape[:2]], np.int32)
+        return np.asarray(forward(jnp.asarray(canvas), jnp.asarray(sizes)))[0]
+
+    return encode
+
+
+def _by_size(groups: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    return sorted(members, key=lambda rows: (-len(rows), rows[0]))
+
+
+def _write_csv(path: Path, names: tuple[str, ...], rows: list[tuple]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(rows)

@@ -1,0 +1,272 @@
+"""The report of a run as one HTML page with everything inside."""
+
+from html import escape
+from statistics import median
+
+from resa_jax.config import flatten
+from resa_jax.evaluation.figures import bars_figure, curves_figure
+from resa_jax.evaluation.gallery import Picture
+from resa_jax.evaluation.run_record import COMPONENTS, RunRecord
+from resa_jax.evaluation.tables import flatten_scores, format_score
+
+
+COLORS = dict(
+    zip(
+        (title for _, title in COMPONENTS.values()),
+        ("#1f4e9c", "#d1793b", "#5d9c59", "#9c3c6e"),
+        strict=True,
+    )
+)
+SCORES = {
+    "silhouette_mean": "Silhouette, mean",
+    "silhouette_std": "Silhouette, standard deviation",
+    "ari": "k-means ARI",
+    "nmi": "k-means NMI",
+}
+TRAINING = {
+    "Loss": {"loss": "loss", "KL (floor 0)": "kl"},
+    "Assignment entropy (nats)": {"entropy": "assignment_entropy"},
+    "Assignment diagonal": {"diagonal": "assignment_diagonal"},
+    "Embedding std": {"std": "embedding_std"},
+    "Effective rank": {"rank": "effective_rank"},
+    "Learning rate": {"rate": "learning_rate"},
+    "EMA coefficient": {"coefficient": "ema_momentum"},
+}
+
+_CSS = """
+body { font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; color: #1d2433;
+       margin: 0 auto; max-width: 1120px; padding: 32px 24px 64px; background: #fff; }
+h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 19px; margin: 40px 0 12px; border-bottom: 1px solid #d9dde5; padding-bottom: 4px; }
+h3 { font-size: 15px; margin: 16px 0 2px; }
+p { margin: 4px 0 10px; max-width: 75ch; } .quiet { color: #5b6475; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
+         margin: 18px 0; }
+.tile { background: #f4f6fa; border-radius: 8px; padding: 10px 14px; }
+.tile b { display: block; font-size: 22px; } .tile span { color: #5b6475; font-size: 13px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 12px; }
+img { max-width: 100%; height: auto; display: block; }
+figure { margin: 0 0 18px; } figcaption { color: #5b6475; font-size: 13px; max-width: 90ch; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; margin: 6px 0 14px; }
+th, td { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid #e7eaf0; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12px;
+          overflow-wrap: anywhere; }
+.recipe { columns: 2 420px; } .recipe table { width: 100%; break-inside: avoid; }
+"""
+
+
+def render_page(record: RunRecord, gallery: list[Picture]) -> str:
+    """The page, complete in itself: no script, no link, no file beside it."""
+    sections = (
+        _header(record),
+        _curves_over_training(record),
+        _scores_over_training(record),
+        _protocols(record),
+        _pictures(gallery),
+        _time(record),
+        _recipe(record),
+    )
+    title = escape(f"ReSA run {record.workdir.resolve().name}")
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _header(record):
+    config, last = record.config, record.records[-1]
+    tiles = {
+        "k-NN accuracy": (record.last("eval/knn_top1"), "{:.1f} %"),
+        "linear probe": (record.last("eval/linear_top1"), "{:.1f} %"),
+        "ARI of H": (record.last("eval/encoding_ari"), "{:.3f}"),
+        "silhouette of H": (record.last("eval/encoding_silhouette_mean"), "{:.3f}"),
+        "loss": (record.last("loss"), "{:.3f}"),
+        "images per second": (_throughput(record), "{:,.0f}"),
+    }
+    shown = "".join(
+        f'<div class="tile"><b>{style.format(value)}</b><span>{name}</span></div>'
+        for name, (value, style) in tiles.items()
+        if value is not None
+    )
+    encoder = config["encoder"]
+    return (
+        f"<h1>{escape(record.workdir.resolve().name)}</h1>"
+        f'<p class="quiet">{escape(encoder["name"])} at {encoder["image_size"]} px on '
+        f"{escape(config['data']['source'])}; batch {config['batch_size']}, seed {config['seed']}; "
+        f"step {last['step']}, epoch {last['epoch']:.1f}.</p>"
+        f'<div class="tiles">{shown}</div>'
+    )
+
+
+def _curves_over_training(record):
+    figures = []
+    for title, names in TRAINING.items():
+        curves = {label: record.curve(name) for label, name in names.items()}
+        curves = {label: curve for label, curve in curves.items() if curve[0]}
+        if curves:
+            figures.append(curves_figure(title, curves, x_label="epoch"))
+    return _section("Training", _grid(figures))
+
+
+def _scores_over_training(record):
+    accuracies = {
+        "k-NN": record.curve("eval/knn_top1"),
+        "linear probe": record.curve("eval/linear_top1"),
+    }
+    accuracies = {name: curve for name, curve in accuracies.items() if curve[0]}
+    figures = []
+    if accuracies:
+        figures.append(curves_figure("Accuracy of H, %", accuracies, x_label="epoch"))
+    for score, title in SCORES.items():
+        curves = record.component_curves(score)
+        if curves:
+            figures.append(curves_figure(title, curves, x_label="epoch", colors=COLORS))
+    if not figures:
+        return _section(
+            "Accuracy and clustering",
+            "<p>The images have no labels to compare with, or nothing was evaluated yet.</p>",
+        )
+    text = (
+        "<p>The paper's claim is that encodings H cluster better than the projector's hidden "
+        "layers P0 and P1 and the embedding Z; these are the scores of this run, on "
+        f"L2-normalised features. {_verdict(record)}</p>"
+    )
+    return _section("Accuracy and clustering over training", text + _grid(figures))
+
+
+def _verdict(record):
+    """Which component leads at the last epoch that has them all."""
+    said = []
+    for score, name in (("silhouette_mean", "silhouette"), ("ari", "ARI")):
+        curves = record.component_curves(score)
+        if len(curves) < 2:
+            continue
+        epochs = set.intersection(*(set(curve[0]) for curve in curves.values()))
+        if not epochs:
+            continue
+        epoch = max(epochs)
+        values = {title: y[x.index(epoch)] for title, (x, y) in curves.items()}
+        ranking = sorted(values, key=values.get, reverse=True)
+        order = ", ".join(f"{title.split()[0]} {values[title]:.3f}" for title in ranking)
+        said.append(f"At epoch {epoch:.0f} the order by {name} is {order}.")
+    return " ".join(said)
+
+
+def _protocols(record):
+    tables = []
+    for name, result in record.evaluations.items():
+        if name == "baselines":
+            rows, heading, note = result, "Baselines", "One function on all images."
+        elif "protocol" in result and "-step" not in name:
+            rows, heading = result["results"], result["protocol"]
+            note = _protocol_note(result)
+        else:
+            continue
+        tables.append(f"<h3>{escape(heading)}</h3><p class='quiet'>{note}</p>{_score_table(rows)}")
+    return _section("Protocols", "".join(tables)) if tables else ""
+
+
+def _protocol_note(result):
+    numbers = ", ".join(
+        f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in result["hyperparameters"].items()
+    )
+    test = f", test {result['test_source']}" if result.get("test_source") else ""
+    source = result.get("source") or result.get("features")
+    step = f" at step {result['step']}" if result.get("step") is not None else ""
+    return escape(
+        f"{result.get('network', 'features')} network{step}; {source}{test}; seed "
+        f"{result['seed']}; {numbers}."
+    )
+
+
+def _score_table(rows):
+    rows = {name: flatten_scores(scores) for name, scores in rows.items()}
+    columns = list(dict.fromkeys(column for scores in rows.values() for column in scores))
+    head = "".join(f'<th class="number">{escape(_column(c))}</th>' for c in columns)
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(
+            f'<td class="number">{format_score(column, scores.get(column))}</td>'
+            for column in columns
+        )
+        + "</tr>"
+        for name, scores in rows.items()
+    )
+    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div>'
+
+
+def _column(name: str) -> str:
+    return "matched accuracy" if name == "accuracy" else name.replace("_", " ")
+
+
+def _pictures(gallery):
+    if not gallery:
+        return ""
+    return _section(
+        "Pictures",
+        "".join(
+            f"<h3>{escape(picture.title)}</h3><figure>"
+            f'<img alt="{escape(picture.title)}" src="{picture.uri}">'
+            f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+            for picture in gallery
+        ),
+    )
+
+
+def _time(record):
+    figures = [
+        curves_figure(title, {title: record.curve(name)}, x_label="epoch")
+        for title, name in (
+            ("Images per second", "images_per_second"),
+            ("Share of time spent waiting for data", "data_wait_fraction"),
+        )
+        if record.curve(name)[0]
+    ]
+    parts = record.wall_time()
+    split = "<p>The wall time's parts are not on record.</p>"
+    if parts:
+        split = f'<img alt="Wall time" src="{bars_figure(parts)}">'
+    return _section("Throughput and wall time", _grid(figures) + "<h3>Wall time</h3>" + split)
+
+
+def _recipe(record):
+    groups = {}
+    for field, value in flatten(record.config).items():
+        group = field.rpartition(".")[0] or "top level"
+        groups.setdefault(group, []).append((field.rpartition(".")[2], value))
+    tables = "".join(
+        f'<table><tr><th colspan="2">{escape(group)}</th></tr>'
+        + "".join(
+            f'<tr><td class="code">{escape(name)}</td>'
+            f'<td class="code">{escape(_plain(value))}</td></tr>'
+            for name, value in rows
+        )
+        + "</table>"
+        for group, rows in groups.items()
+    )
+    return _section("Recipe", f'<div class="recipe">{tables}</div>')
+
+
+def _plain(value) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _throughput(record):
+    values = record.curve("images_per_second")[1]
+    return median(values) if values else None
+
+
+def _grid(uris):
+    return '<div class="grid">' + "".join(f'<img alt="" src="{uri}">' for uri in uris) + "</div>"
+
+
+def _section(title, content):
+    return f"<section><h2>{title}</h2>{content}</section>"

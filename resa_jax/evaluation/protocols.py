@@ -1,0 +1,168 @@
+"""The evaluation protocols, each a frozen description with every number that decides its result.
+
+Imports nothing heavy, so that a mistake on the command line is answered at once.
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import ClassVar
+
+from resa_jax.errors import UserError
+
+
+NORMALIZATIONS = ("authors", "matched")
+
+
+@dataclass(frozen=True)
+class KnnWeighted:
+    """Cosine k-NN with votes exp(s / temperature): resa, eval_knn.py; Tables 3 and 6."""
+
+    name: ClassVar[str] = "knn-weighted"
+    interpolation: ClassVar[str] = "bicubic"
+    ks: tuple[int, ...] = (5, 10, 20)
+    temperature: float = 0.07
+
+
+@dataclass(frozen=True)
+class KnnCifar:
+    """Euclidean k-NN on raw features, majority vote: resa_cifar, eval/evaluate.py; Table 1.
+
+    normalization: "authors" gives images CIFAR-10's statistics where the encoder was trained with
+    those of CIFAR-10 or CIFAR-100; "matched" always takes the encoder's own.
+    """
+
+    name: ClassVar[str] = "knn-cifar"
+    interpolation: ClassVar[str] = "bicubic"
+    k: int = 5
+    normalization: str = "authors"
+
+
+@dataclass(frozen=True)
+class LinearCifar:
+    """Adam on unaugmented features: resa_cifar, eval/evaluate.py; Table 1.
+
+    first_rate, last_rate: the learning rate falls geometrically from epoch to epoch.
+    """
+
+    name: ClassVar[str] = "linear-cifar"
+    interpolation: ClassVar[str] = "bicubic"
+    epochs: int = 500
+    batch_size: int = 1000
+    first_rate: float = 1e-2
+    last_rate: float = 1e-6
+    weight_decay: float = 5e-6
+    normalization: str = "authors"
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """KnnCifar and LinearCifar with CIFAR-100's 20 superclasses as labels: Table 7."""
+
+    name: ClassVar[str] = "coarse"
+    interpolation: ClassVar[str] = "bicubic"
+    k: int = 5
+    epochs: int = 500
+    batch_size: int = 1000
+    first_rate: float = 1e-2
+    last_rate: float = 1e-6
+    weight_decay: float = 5e-6
+    normalization: str = "authors"
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Silhouette, k-means ARI and NMI, matched accuracy of the layers: Figures 3, 4 and 9."""
+
+    name: ClassVar[str] = "clustering"
+    interpolation: ClassVar[str] = "bicubic"
+    num_init: int = 10  # of k-means, which has as many clusters as there are classes
+
+
+@dataclass(frozen=True)
+class LinearImageNet:
+    """SGD on augmented views through the frozen encoder: resa, eval_linear.py; Table 9.
+
+    rates: learning rates per 256 images, trained side by side on the same views; empty: the one of
+    Table 9 for the architecture. blocks: last blocks of a ViT that are read, 0: 4 for S, 1 with the
+    mean of the patches for B and L.
+    """
+
+    name: ClassVar[str] = "linear-imagenet"
+    interpolation: ClassVar[str] = "bilinear"
+    epochs: int = 100
+    batch_size: int = 256
+    rates: tuple[float, ...] = ()
+    milestones: tuple[int, ...] = (60, 80)  # epochs after which the rate falls
+    gamma: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    blocks: int = 0
+
+
+@dataclass(frozen=True)
+class Finetune1:
+    """Encoder and head on 1 % of ImageNet's labels: resa, eval_linear.py; Table 10.
+
+    list_file: the names of the images to train on, one a line, as in SimCLR's 1percent.txt.
+    Learning rates are per 256 images and fall to 0 by a cosine over the epochs.
+    """
+
+    name: ClassVar[str] = "finetune-1"
+    interpolation: ClassVar[str] = "bilinear"
+    list_file: str = ""
+    epochs: int = 20
+    batch_size: int = 256
+    encoder_rate: float = 2e-4
+    head_rate: float = 40.0
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+
+
+@dataclass(frozen=True)
+class Finetune10(Finetune1):
+    """The same with 10 % of the labels (SimCLR's 10percent.txt)."""
+
+    name: ClassVar[str] = "finetune-10"
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        *(KnnWeighted, KnnCifar, LinearCifar, Coarse, Clustering),
+        *(LinearImageNet, Finetune1, Finetune10),
+    )
+}
+ON_FEATURES = ("knn-weighted", "knn-cifar", "linear-cifar", "coarse", "clustering")
+
+
+def create_protocol(name: str, **fields):
+    """The protocol of that name with some fields changed.
+
+    Raises:
+      UserError: an unknown name, a field that the protocol does not have, or a value out of range.
+    """
+    if name not in PROTOCOLS:
+        near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0)[0]
+        raise UserError(
+            f"There is no protocol {name!r}; the nearest is {near!r}. "
+            f"Known are: {', '.join(PROTOCOLS)}."
+        )
+    known = [field.name for field in dataclasses.fields(PROTOCOLS[name])]
+    for field, value in fields.items():
+        if field not in known:
+            raise UserError(f"Protocol {name} has no {field} to set; it has: {', '.join(known)}.")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(not isinstance(number, str) and number <= 0 for number in numbers):
+            raise UserError(f"{field}={value} of protocol {name} must be positive.")
+        if field == "normalization" and value not in NORMALIZATIONS:
+            raise UserError(f"normalization={value} must be one of {', '.join(NORMALIZATIONS)}.")
+    protocol = PROTOCOLS[name](**fields)
+    if isinstance(protocol, Finetune1) and not protocol.list_file:
+        raise UserError(
+            f"Protocol {name} needs --list_file=FILE with the names of the images to train on, "
+            f"one a line (SimCLR's {name.removeprefix('finetune-')}percent.txt)."
+        )
+    return protocol

@@ -1,0 +1,108 @@
+"""What a run's folder says about the run. Imports nothing heavy."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from resa_jax.errors import UserError
+
+
+# The components of a network, as records and protocols name them, in the order of the data flow.
+COMPONENTS = {
+    "h": ("encoding", "H (encoding)"),
+    "p0": ("p0", "P0 (hidden layer)"),
+    "p1": ("p1", "P1 (hidden layer)"),
+    "z": ("embedding", "Z (embedding)"),
+}
+
+Curve = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder has it.
+
+    Attributes:
+      workdir: the folder.
+      config: the resolved recipe.
+      records: the lines of metrics.jsonl.
+      evaluations: the results of the protocols, by file name without its ending.
+      has_checkpoint: whether there is a network to draw pictures of.
+    """
+
+    workdir: Path
+    config: dict
+    records: list[dict]
+    evaluations: dict[str, dict]
+    has_checkpoint: bool
+
+    def curve(self, name: str) -> Curve:
+        """A metric over the epochs."""
+        there = [record for record in self.records if name in record]
+        return [record["epoch"] for record in there], [record[name] for record in there]
+
+    def last(self, name: str) -> float | None:
+        """The last value of a metric, None where it was never recorded."""
+        values = self.curve(name)[1]
+        return values[-1] if values else None
+
+    def wall_time(self) -> dict[str, float]:
+        """Seconds by part of the run, the latest on record; empty where there are none."""
+        for record in reversed(self.records):
+            parts = {k.split("/")[1]: v for k, v in record.items() if k.startswith("seconds/")}
+            if parts:
+                return parts
+        return {}
+
+    def component_curves(self, score: str) -> dict[str, Curve]:
+        """A clustering score of each component over the epochs.
+
+        Points come from the evaluations during training and from `clustering` results of single
+        checkpoints; of both at one epoch the former count.
+        """
+        curves = {}
+        for layer, (name, title) in COMPONENTS.items():
+            points = dict(self._checkpoint_points(layer, score))
+            points |= dict(zip(*self.curve(f"eval/{name}_{score}"), strict=True))
+            if points:
+                curves[title] = sorted(points), [points[epoch] for epoch in sorted(points)]
+        return curves
+
+    def _checkpoint_points(self, layer, score):
+        epochs = {record["step"]: record["epoch"] for record in self.records}
+        for result in self.evaluations.values():
+            scores = result.get("results", {}).get(layer, {})
+            own_source = result.get("source") == self.config["data"]["source"]
+            is_clustering = result.get("protocol") == "clustering" and own_source
+            if is_clustering and score in scores and result["step"] in epochs:
+                yield epochs[result["step"]], scores[score]
+
+
+def read_run(workdir: Path) -> RunRecord:
+    """Reads a run's folder.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    for name in ("config.json", "metrics.jsonl"):
+        if not (workdir / name).is_file():
+            raise UserError(
+                f"--workdir={workdir} holds no run: it has no {name}. Give the folder that "
+                "`resa_jax.main` was given."
+            )
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    # A run that was killed while it wrote leaves half a line, without its end.
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    if not records:
+        raise UserError(f"{workdir / 'metrics.jsonl'} is still empty; report the run later.")
+    evaluations = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted((workdir / "evaluation").glob("*.json"))
+    }
+    return RunRecord(
+        workdir=workdir,
+        config=json.loads((workdir / "config.json").read_text()),
+        records=records,
+        evaluations=evaluations,
+        has_checkpoint=any(p.name.isdigit() for p in workdir.glob("checkpoints/*")),
+    )

@@ -1,0 +1,156 @@
+"""The protocols that read features alone, applied to a labelled training and test set."""
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Num
+
+from resa_jax.errors import UserError
+from resa_jax.evaluation.clustering import clustering, fixed_split
+from resa_jax.evaluation.knn import knn_cifar, knn_weighted
+from resa_jax.evaluation.linear import linear_cifar
+from resa_jax.evaluation.protocols import Clustering, Coarse, KnnCifar, KnnWeighted, LinearCifar
+from resa_jax.evaluation.superclasses import coarse_labels
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Labelled features of one source.
+
+    Attributes:
+      layers: name -> [n, d]; "h" is the encoding.
+      labels: [n], from 0.
+      class_names: by label.
+    """
+
+    layers: dict[str, Num[np.ndarray, "n _"]]
+    labels: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+
+    def rows(self, chosen: Int[np.ndarray, " m"]) -> "FeatureSet":
+        """Only some rows."""
+        layers = {name: values[chosen] for name, values in self.layers.items()}
+        return FeatureSet(layers, self.labels[chosen], self.class_names)
+
+    def fingerprint(self) -> str:
+        """A hash of the encodings and labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.layers["h"]).tobytes())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def read_features(path: Path) -> FeatureSet:
+    """Reads an npz file with `encodings` [n, d] and `labels` [n].
+
+    An array `class_names` (texts, by label) is taken where there is one; without it the labels name
+    themselves.
+
+    Raises:
+      UserError: not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in ("encodings", "labels") if name not in arrays]
+            if missing:
+                raise UserError(
+                    f"{path} has no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}. "
+                    "Features are an npz file with encodings [n, d] and labels [n]."
+                )
+            encodings, labels = arrays["encodings"], arrays["labels"]
+            names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as an npz file: {error}.") from error
+    if encodings.ndim != 2 or encodings.dtype.kind not in "fiu" or not encodings.size:
+        raise UserError(
+            f"{path}: encodings must be numbers of shape [n, d]; they are {encodings.dtype} of "
+            f"shape {encodings.shape}."
+        )
+    if labels.shape != encodings.shape[:1] or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: labels must be integers of shape {encodings.shape[:1]}, one for each "
+            f"encoding; they are {labels.dtype} of shape {labels.shape}."
+        )
+    if labels.min() < 0:
+        raise UserError(f"{path}: one label is {labels.min()}; samples need labels from 0.")
+    if not np.isfinite(encodings).all():
+        raise UserError(f"{path}: some encodings are not finite.")
+    labels = labels.astype(np.int64)
+    names = names or tuple(str(label) for label in range(labels.max() + 1))
+    return FeatureSet({"h": encodings}, labels, names)
+
+
+def split_features(features: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
+    """Training and test part of one set, by `fixed_split` (four to one)."""
+    train, test = fixed_split(len(features.labels))
+    return features.rows(train), features.rows(test)
+
+
+def align_labels(
+    labels: Int[np.ndarray, " n"],
+    names: tuple[str, ...],
+    train_labels: Int[np.ndarray, " m"],
+    train_names: tuple[str, ...],
+) -> Int[np.ndarray, " n"]:
+    """Test labels renumbered as the training source numbers the same class names.
+
+    Raises:
+      UserError: the test source has a class of which the training source has no image.
+    """
+    there = {train_names[label]: label for label in np.unique(train_labels)}
+    used = np.unique(labels)
+    lacking = [names[label] for label in used if names[label] not in there]
+    if lacking:
+        shown = ", ".join(repr(name) for name in lacking[:5]) + (" ..." if lacking[5:] else "")
+        raise UserError(
+            f"The training source lacks {len(lacking)} of the test source's {len(used)} classes: "
+            f"{shown}. Use two splits of one data set."
+        )
+    numbers = np.zeros(len(names), np.int64)
+    numbers[used] = [there[names[label]] for label in used]
+    return numbers[labels]
+
+
+def score(protocol, train: FeatureSet, test: FeatureSet | None, seed: int) -> dict:
+    """The protocol's results: accuracies in percent, other scores as fractions.
+
+    Args:
+      test: None for clustering, which looks at one set.
+    """
+    if isinstance(protocol, Clustering):
+        return {
+            name: clustering(values, train.labels, seed=seed, num_init=protocol.num_init)
+            for name, values in train.layers.items()
+        }
+    sets = train.layers["h"], train.labels, test.layers["h"], test.labels
+    if isinstance(protocol, KnnWeighted):
+        scores = knn_weighted(*sets, ks=protocol.ks, temperature=protocol.temperature)
+        return {f"k{k}": accuracies for k, accuracies in scores.items()}
+    if isinstance(protocol, KnnCifar):
+        return {f"k{protocol.k}": knn_cifar(*sets, k=protocol.k)}
+    if isinstance(protocol, LinearCifar):
+        return {"linear": _linear(protocol, sets, seed)}
+    if isinstance(protocol, Coarse):
+        labels = [coarse_labels(part.labels, part.class_names) for part in (train, test)]
+        sets = train.layers["h"], labels[0], test.layers["h"], labels[1]
+        return {
+            f"k{protocol.k}": knn_cifar(*sets, k=protocol.k),
+            "linear": _linear(protocol, sets, seed),
+        }
+    raise TypeError(f"{protocol} reads more than features.")
+
+
+def _linear(protocol: LinearCifar | Coarse, sets, seed: int) -> dict[str, float]:
+    return linear_cifar(
+        *sets,
+        seed=seed,
+        epochs=protocol.epochs,
+        batch_size=protocol.batch_size,
+        first_rate=protocol.first_rate,
+        last_rate=protocol.last_rate,
+        weight_decay=protocol.weight_decay,
+    )

@@ -1,0 +1,136 @@
+"""What the protocols that train on augmented images share: images, classifiers, SGD."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from resa_jax.data.augment import WEAK_VIEW, View
+from resa_jax.data.pipeline import evaluation_batches
+from resa_jax.data.sources import Source
+from resa_jax.evaluation.clustering import fixed_split
+from resa_jax.evaluation.features import Preprocessing
+from resa_jax.evaluation.knn import topk_accuracy
+from resa_jax.evaluation.protocols import Finetune1, LinearImageNet
+from resa_jax.evaluation.scoring import align_labels
+from resa_jax.sharding import batch_sharding, create_mesh
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a source: their positions and their labels, numbered as the training ones."""
+
+    source: Source
+    rows: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+
+    def batches(self, batch_size: int, order: Int[np.ndarray, " n"]) -> Iterator[tuple]:
+        """Images and sizes on the devices with labels (-1: no image), in an order of the subset."""
+        mesh = create_mesh()
+        batch_size = -(-batch_size // mesh.size) * mesh.size
+        with evaluation_batches(
+            self.source, rows=self.rows[order], batch_size=batch_size
+        ) as stream:
+            for number, batch in enumerate(stream):
+                part = order[number * batch_size : (number + 1) * batch_size]
+                asked = np.full(batch_size, -1)
+                asked[: len(part)] = self.rows[part]
+                labels = np.full(batch_size, -1, np.int32)
+                labels[: len(part)] = self.labels[part]
+                labels[batch["indices"] != asked] = -1  # stand-ins of undecodable images
+                arrays = batch["images"], batch["sizes"], labels
+                yield jax.device_put(arrays, batch_sharding(mesh))
+
+
+def open_subsets(source: Source, test_source: Source | None) -> tuple[Subset, Subset]:
+    """All images of labelled sources, to train and to test on.
+
+    Args:
+      test_source: None holds out one image in five of the source, by `fixed_split`.
+
+    Raises:
+      UserError: the test source has a class that the training source lacks.
+    """
+    labels = np.asarray(source.labels)
+    if test_source is None:
+        train, test = fixed_split(len(source))
+        return Subset(source, train, labels[train]), Subset(source, test, labels[test])
+    test_labels = align_labels(
+        np.asarray(test_source.labels), test_source.class_names, labels, source.class_names
+    )
+    test = Subset(test_source, np.arange(len(test_source)), test_labels)
+    return Subset(source, np.arange(len(source)), labels), test
+
+
+def initial_heads(
+    key: Array, number: int, num_features: int, num_classes: int
+) -> dict[str, Float[Array, "..."]]:
+    """Equal linear classifiers, side by side: kernels [number, d, c] from N(0, 0.01), biases 0."""
+    kernel = 0.01 * jax.random.normal(key, (num_features, num_classes))
+    return {
+        "kernel": jnp.broadcast_to(kernel, (number, *kernel.shape)).copy(),
+        "bias": jnp.zeros((number, num_classes)),
+    }
+
+
+def heads_loss(
+    heads: dict[str, Float[Array, "..."]], features: Float[Array, "n d"], labels: Int[Array, " n"]
+) -> Float[Array, ""]:
+    """Sum over the heads of their mean cross-entropy; rows of label -1 do not count.
+
+    The heads share no parameter, so that each gets the gradient of its own loss.
+    """
+    weights = (labels >= 0).astype(jnp.float32)
+    logits = jnp.einsum(
+        "nd,rdc->rnc", features, heads["kernel"], precision=jax.lax.Precision.HIGHEST
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits + heads["bias"][:, None], jnp.broadcast_to(labels.clip(0), logits.shape[:2])
+    )
+    return (losses * weights).sum() / jnp.maximum(weights.sum(), 1)
+
+
+def sgd(params, trace, gradients, rate, momentum: float, weight_decay: float):
+    """PyTorch's SGD: trace = momentum trace + gradient + decay; params -= rate trace.
+
+    rate: a scalar, or one for each row of the leading axis.
+    """
+
+    def move(param, old, gradient):
+        new = momentum * old + gradient + weight_decay * param
+        steps = jnp.reshape(rate, jnp.shape(rate) + (1,) * (param.ndim - jnp.ndim(rate)))
+        return param - steps * new, new
+
+    moved = jax.tree.map(move, params, trace, gradients)
+    is_pair = lambda node: isinstance(node, tuple)
+    return tuple(jax.tree.map(lambda pair, i=i: pair[i], moved, is_leaf=is_pair) for i in (0, 1))
+
+
+def training_view(protocol: LinearImageNet | Finetune1, preprocessing: Preprocessing) -> View:
+    """torchvision's RandomResizedCrop and flip, as the authors train classifiers with."""
+    return View(
+        size=preprocessing.size,
+        crop_scale=protocol.crop_scale,
+        interpolation="bilinear",
+        **WEAK_VIEW,
+    )
+
+
+def logits_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracies in percent; equal logits in the order of their labels."""
+    return topk_accuracy(np.argsort(-logits, axis=1, kind="stable")[:, :5], labels)
+
+
+def last_and_best(curve: list[dict[str, float]]) -> dict[str, dict]:
+    """The accuracies after the last epoch, and those of the epoch (from 1) of the best top-1."""
+    best = max(range(len(curve)), key=lambda epoch: curve[epoch]["top1"])
+    return {"last": curve[-1], "best": curve[best] | {"epoch": best + 1}}
+
+
+def report_epoch(epoch: int, epochs: int, top1: float) -> None:
+    """Says how far the training is."""
+    print(f"epoch {epoch + 1}/{epochs}: top-1 {top1:.2f} %", flush=True)

@@ -1,0 +1,59 @@
+"""Encodings of a fixed input before and after a conversion."""
+
+import importlib.util
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from resa_jax.encoder import EncoderSpec
+from resa_jax.models import is_vit
+from resa_jax.weights.torch_forward import torch_encodings
+
+
+def compare_encodings(
+    encoder: tuple[EncoderSpec, dict, dict],
+    written: tuple[EncoderSpec, dict, dict],
+    tensors: Mapping[str, np.ndarray],
+) -> list[str]:
+    """Lines on how far encodings of a fixed input are from each other.
+
+    Args:
+      encoder: description, parameters and batch statistics that were converted.
+      written: those read back from the output.
+      tensors: PyTorch's side of the conversion, by torchvision's or timm's names.
+
+    Returns:
+      The largest difference relative to the largest encoding, between ours and PyTorch's (where it
+      is installed), and between ours before and after.
+    """
+    spec = encoder[0]
+    images = fixed_images(spec)
+    graphdef = spec.build()
+
+    @jax.jit
+    def encode(params, batch_stats):
+        return nnx.merge(graphdef, params, batch_stats)(images, train=False)
+
+    ours, after = (np.asarray(encode(*arrays[1:])) for arrays in (encoder, written))
+    checked = "checked: not against PyTorch, which is not installed"
+    if importlib.util.find_spec("torch") is not None:
+        error = _error(ours, torch_encodings(spec, tensors, images))
+        checked = f"checked: encodings differ from PyTorch's by {error:.1e} (relative)"
+    return [checked, f"read back: encodings differ by {_error(after, ours):.1e} (relative)"]
+
+
+def fixed_images(spec: EncoderSpec) -> np.ndarray:
+    """Two normalised images [2, s, s, 3] by formula; float64 where JAX computes in it."""
+    side = spec.image_size if is_vit(spec.name) else min(spec.image_size, 64)
+    row, column, channel = np.indices((side, side, 3))
+    images = [
+        np.sin(0.7 * k * row + 0.3 * column + channel) + np.cos(0.2 * k * row) for k in (1, 2)
+    ]
+    return np.stack(images).astype(jax.dtypes.canonicalize_dtype(jnp.float64))
+
+
+def _error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))

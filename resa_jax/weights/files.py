@@ -1,0 +1,224 @@
+"""Tensor files on disk: `.safetensors`, PyTorch's `.pth` and detectron2's `.pkl`, read and written.
+
+No file can run code here: PyTorch files go through its restricted loader, pickles through one that
+knows NumPy arrays only. PyTorch is imported for its own files alone.
+"""
+
+import json
+import os
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from resa_jax.errors import UserError
+
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".pkl")
+
+_HALF = (np.float16, ml_dtypes.bfloat16)
+
+# Under this name our own files carry the encoder's description, out of the way of other readers.
+_SPEC = "resa_jax.encoder"
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a tensor file holds.
+
+    Attributes:
+      path: the file.
+      tensors: by PyTorch's name; half precision is widened to float32.
+      others: names of what the file holds besides, as "epoch" or "optimizer".
+      widened: how many tensors were in half precision.
+      spec: the encoder's description, in files that resa_jax wrote; else None.
+    """
+
+    path: Path
+    tensors: dict[str, np.ndarray]
+    others: tuple[str, ...]
+    widened: int
+    spec: dict | None
+
+
+def is_tensor_file(path: Path) -> bool:
+    """Whether the name ends as that of a weights file."""
+    return path.name.endswith(SUFFIXES)
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """Reads a tensor file, by its ending.
+
+    Raises:
+      UserError: for a missing or damaged file, another ending, a pickle that holds more than
+        tensors and plain values, or a `.pth` where PyTorch is not installed.
+    """
+    if not is_tensor_file(path):
+        raise UserError(f"{path}: a weights file must end in one of {', '.join(SUFFIXES)}.")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file.")
+    others = []
+    if path.suffix == ".safetensors":
+        values, spec = _read_safetensors(path)
+    else:
+        content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
+        if not isinstance(content, Mapping):
+            raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name.")
+        values = content
+        for name in ("state_dict", "model"):
+            if isinstance(content.get(name), Mapping):
+                values = content[name]
+                others = [str(key) for key in content if key != name]
+                break
+        spec = getattr(values, "_metadata", {}).get("", {}).get(_SPEC)
+    arrays = {str(name): _to_array(value) for name, value in values.items()}
+    others += [name for name, array in arrays.items() if array is None]
+    tensors = {name: array for name, array in arrays.items() if array is not None}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors by name.")
+    half = [name for name, array in tensors.items() if array.dtype in _HALF]
+    tensors |= {name: tensors[name].astype(np.float32) for name in half}
+    spec = None if spec is None else json.loads(spec)
+    return TensorFile(path, tensors, tuple(others), len(half), spec)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], spec: dict) -> None:
+    """Writes tensors by name in the format of the path's ending; all of the file or none of it.
+
+    Args:
+      spec: the encoder's description, of JSON values. It travels in the metadata of `.safetensors`
+        or in those that PyTorch keeps with a state dict; others read plain tensors.
+    """
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        if path.suffix == ".safetensors":
+            save_file(tensors, temporary, metadata={"format": "pt", _SPEC: json.dumps(spec)})
+        elif path.suffix == ".pkl":
+            _write_pickle(temporary, tensors)
+        else:
+            _write_torch(temporary, tensors, spec, _import_torch(path))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _to_array(value) -> np.ndarray | None:
+    """A tensor of any kind as an array; None for anything else."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "detach"):  # no PyTorch tensor; PyTorch may be absent
+        return None
+    value = value.detach()
+    if str(value.dtype) == "torch.bfloat16":  # NumPy has none of its own
+        return value.float().numpy().astype(ml_dtypes.bfloat16)
+    return value.numpy()
+
+
+def _read_safetensors(path):
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            return tensors, (file.metadata() or {}).get(_SPEC)
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no .safetensors file ({error}).") from error
+
+
+def _import_torch(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path}: this kind of file needs PyTorch, which is not installed; "
+            "`pip install torch` or use .safetensors."
+        ) from error
+    return torch
+
+
+def _read_torch(path):
+    torch = _import_torch(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the restricted loader meets damage with exceptions of many kinds
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise _refusal(path, refused.group(1)) from error
+        raise _damaged(path, error) from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles plain values and NumPy arrays, and refuses anything that a pickle could call."""
+
+    _ALLOWED = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("builtins", "bytearray"),
+            ("_codecs", "encode"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            *(
+                (f"numpy.{core}.{module}", name)
+                for core in ("core", "_core")
+                for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
+            ),
+        }
+    )
+
+    def find_class(self, module, name):
+        if (module, name) not in self._ALLOWED:
+            raise _Refused(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+class _Refused(Exception):
+    pass
+
+
+def _read_pickle(path):
+    try:
+        with path.open("rb") as file:
+            return _ArrayUnpickler(file, encoding="latin1").load()
+    except _Refused as refused:
+        raise _refusal(path, refused) from refused
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _damaged(path, error) from error
+
+
+def _write_pickle(path, tensors):
+    # Arrays as calls of numpy.ndarray(shape, dtype, buffer): every version of NumPy knows these,
+    # while its own pickles name modules that moved in NumPy 2.
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, value):
+            if isinstance(value, np.ndarray):
+                return np.ndarray, (value.shape, value.dtype.str, bytearray(value.tobytes()))
+            return NotImplemented
+
+    content = {"model": tensors, "__author__": "resa_jax", "matching_heuristics": True}
+    with path.open("wb") as file:
+        Pickler(file, protocol=4).dump(content)
+
+
+def _write_torch(path, tensors, spec, torch):
+    state = OrderedDict((name, torch.from_numpy(value)) for name, value in tensors.items())
+    # Where `torch.nn.Module.state_dict` keeps versions: `load_state_dict` passes over the rest.
+    state._metadata = OrderedDict({"": {"version": 1, _SPEC: json.dumps(spec)}})
+    torch.save(state, path)
+
+
+def _refusal(path, name):
+    return UserError(
+        f"{path} was not loaded: it holds the Python object {name}, which could run code. "
+        "Only tensors and plain values are read; save the state dict alone."
+    )
+
+
+def _damaged(path, error):
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return UserError(f"{path} is damaged or of another kind than its ending says ({reason}).")

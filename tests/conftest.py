@@ -1,0 +1,14 @@
+"""What all tests share: eight CPU devices, and quick compilation."""
+
+import os
+
+# Before JAX starts: sharding needs devices, and the tests compile more than they compute.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+os.environ["JAX_PLATFORMS"] = "cpu"

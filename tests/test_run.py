@@ -1,0 +1,190 @@
+"""Whole runs of the command: killed, stopped, resumed, repeated, finished."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from resa_jax import UserError, load_encoder, train
+from resa_jax.checkpoint import read_subtree
+from resa_jax.config import load_config
+
+
+ROOT = Path(__file__).parents[1]
+# 32 images a batch make 56 steps an epoch; checkpoints come after each.
+OVERRIDES = (
+    *("steps=130", "batch_size=32", "seed=3", "log_every=5"),
+    *("eval.every_epochs=1", "checkpoint.every_epochs=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Two devices, and one compilation for all runs of the same program."""
+    return os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(workdir, environment, *overrides):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "resa_jax.main",
+            "--config=configs/digits.py:smoke",
+            f"--workdir={workdir}",
+            *(f"--config.{override}" for override in (*OVERRIDES, *overrides)),
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    return output
+
+
+def wait_for_step(workdir, step, process):
+    """Until the run has recorded `step` and has a checkpoint."""
+    path = workdir / "metrics.jsonl"
+    for _ in range(1800):
+        done = path.exists() and f'"step": {step},' in path.read_text()
+        if done and list(workdir.glob("checkpoints/[0-9]*")):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise TimeoutError(f"no step {step} in {path}")
+
+
+def records(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    timings = ("images_per_second", "data_wait_fraction")
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in timings}
+        for line in lines
+    ]
+
+
+def last_state(workdir):
+    step = max(int(p.name) for p in workdir.glob("checkpoints/[0-9]*"))
+    parts = ("step", "params", "batch_stats", "ema_params", "ema_batch_stats", "opt_state")
+    return step, read_subtree(workdir / "checkpoints" / str(step), *parts)
+
+
+def assert_same_run(a, b):
+    (step_a, state_a), (step_b, state_b) = last_state(a), last_state(b)
+    assert step_a == step_b
+    for x, y in zip(jax.tree.leaves(state_a), jax.tree.leaves(state_b), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert records(a) == records(b)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, environment):
+    workdir = tmp_path_factory.mktemp("unbroken")
+    output = finish(start(workdir, environment))
+    return workdir, output
+
+
+def test_two_runs_are_bitwise_equal(unbroken, tmp_path, environment):
+    finish(start(tmp_path, environment))
+    assert_same_run(unbroken[0], tmp_path)
+
+
+def test_a_killed_run_resumes_bitwise(unbroken, tmp_path, environment):
+    process = start(tmp_path, environment)
+    wait_for_step(tmp_path, 75, process)  # in the middle of the second epoch
+    process.kill()
+    process.communicate()
+    # What a killed process may leave behind: half a line.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 80, "lo')
+    output = finish(start(tmp_path, environment))
+    assert "Going on after step" in output
+    assert_same_run(unbroken[0], tmp_path)
+
+
+def test_sigterm_saves_and_says_how_to_resume(unbroken, tmp_path, environment):
+    process = start(tmp_path, environment)
+    wait_for_step(tmp_path, 65, process)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    step, _ = last_state(tmp_path)
+    assert 65 <= step < 130
+    assert f"step {step} is saved" in output
+    assert f"--workdir={tmp_path}" in output
+    finish(start(tmp_path, environment))
+    assert_same_run(unbroken[0], tmp_path)
+
+
+def test_a_finished_run(unbroken, environment, tmp_path):
+    workdir, output = unbroken
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = finish(start(workdir, environment))
+    assert "finished" in again
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    # The four lines of Python that it prints are run as they are.
+    lines = output[output.index("or from Python:") :].splitlines()[1:5]
+    names = {}
+    exec("\n".join(line.strip() for line in lines), names)
+    assert names["encodings"].shape == (1, load_encoder(workdir / "encoder").num_features)
+    for path in (workdir, workdir / "checkpoints" / "130"):
+        pixels = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
+        np.testing.assert_array_equal(load_encoder(path)(pixels), names["encoder"](pixels))
+    shutil.copytree(workdir, tmp_path / "moved")
+    load_encoder(tmp_path / "moved")
+
+
+def test_records(unbroken):
+    workdir, _ = unbroken
+    steps = [r["step"] for r in records(workdir) if "loss" in r]
+    assert steps == [*range(1, 11), *range(15, 131, 5)]
+    evaluated = [r["step"] for r in records(workdir) if "eval/knn_top1" in r]
+    assert evaluated == [56, 112, 130]
+    first = records(workdir)[0]
+    assert first["learning_rate"] > 0
+    assert first["ema_momentum"] == pytest.approx(0.98)
+    assert first["kl"] == pytest.approx(first["loss"] - first["assignment_entropy"], abs=1e-5)
+    assert list((workdir / "tensorboard").iterdir())
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 32
+    kept = sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
+    assert kept == [112, 130]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides = ("steps=12", "base_lr=1e30", "optimizer.name=sgd", "weight_decay=1e30")
+    config = load_config("configs/digits.py:smoke", overrides)
+    with pytest.raises(FloatingPointError, match=r"loss of step \d+ is nan; there is no checkpoint"):
+        train(config, tmp_path)
+
+
+def test_init_from(unbroken, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    workdir, _ = unbroken
+    overrides = ("steps=1", f"init_from={workdir / 'encoder'}", "base_lr=1e-30", "weight_decay=0")
+    train(load_config("configs/digits.py:smoke", overrides), tmp_path / "run")
+    old = read_subtree(workdir / "checkpoints" / "130", "ema_params/encoder")["ema_params/encoder"]
+    for name in ("ema_params/encoder", "params/encoder"):
+        new = read_subtree(tmp_path / "run" / "checkpoints" / "1", name)[name]
+        for x, y in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-6)
+    overrides = (f"init_from={workdir / 'encoder'}", "encoder.width=16")
+    with pytest.raises(UserError, match=r"init_from=.*shape"):
+        train(load_config("configs/digits.py:smoke", overrides), tmp_path / "other")
