@@ -17,6 +17,7 @@ import dataclasses
 import importlib.util
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from absl import flags
@@ -128,23 +129,22 @@ def _write_folder(output: Path, encoder: tuple, networks: dict | None, source: P
     from resa_jax.encoder import export_encoder
     from resa_jax.weights import save_networks
 
-    fresh, old = (output.with_name(f".{output.name}.{part}") for part in ("new", "old"))
+    workspace = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    fresh, old = workspace / "new", workspace / "old"
     try:
         export_encoder(fresh, *encoder, converted_from=str(source))
         if networks is not None:
             save_networks(fresh, networks)
-        replaced = output.exists()
-        if replaced:
+        if output.exists():
             output.rename(old)
         try:
             fresh.rename(output)
         except OSError:
-            if replaced:
+            if old.exists():
                 old.rename(output)
             raise
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
 if __name__ == "__main__":

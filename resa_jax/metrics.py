@@ -60,12 +60,11 @@ class MetricsWriter:
     ):
         """Starts after `first_step`; the first ten steps and the last are always recorded."""
         self._workdir, self._clock = workdir, clock
-        self._first_step, self._total_steps = first_step, total_steps
+        self._total_steps = total_steps
         self._steps_per_epoch, self._config = steps_per_epoch, config
         self._bad_images = 0
         self._held = None
         self._last = first_step, clock.split()
-        self._began = time.perf_counter()
         self._active = jax.process_index() == 0
         if self._active:
             path = workdir / "metrics.jsonl"
@@ -159,8 +158,8 @@ class MetricsWriter:
         if not self._bar.disable:
             self._bar.set_postfix_str(f"epoch {epoch:.1f}, loss {loss:.4f}, {rate:.0f} images/s")
             return
-        spent = (time.perf_counter() - self._began) / (step - self._first_step)
-        remaining = tqdm.format_interval(spent * (self._total_steps - step))
+        images = (self._total_steps - step) * self._config.batch_size
+        remaining = tqdm.format_interval(images / rate)
         self.say(
             f"step {step}/{self._total_steps}, epoch {epoch:.1f}, loss {loss:.4f}, "
             f"{rate:.0f} images/s, ETA {remaining}"

@@ -123,7 +123,7 @@ def is_finished(workdir: Path, total_steps: int) -> bool:
     return path.is_file() and json.loads(path.read_text())["step"] == total_steps
 
 
-def last_metrics(workdir: Path) -> dict[str, float]:
+def last_metrics(workdir: Path) -> dict[str, int | float]:
     """The last value of every metric that the run has recorded."""
     metrics = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():

@@ -28,7 +28,7 @@ from resa_jax.sharding import create_mesh
 from resa_jax.workdir import claim_workdir
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
     """Pre-trains as `config` says; a run that was interrupted in `workdir` goes on.
 
     Args:
@@ -78,6 +78,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             first_step = saved.latest_step
             if first_step == 0:
                 state = initialize_from(config, programs.init())
+                if config.eval.baselines:
+                    with clock("evaluation"):
+                        writer.write(0, evaluation(state))
             else:
                 state = saved.restore(first_step, programs.abstract_state)
                 writer.say(f"Going on after step {first_step} of {total_steps}.")

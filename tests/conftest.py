@@ -1,6 +1,8 @@
 """What all tests share: eight CPU devices, and quick compilation."""
 
 import os
+import tempfile
+
 
 # Before JAX starts: sharding needs devices, and the tests compile more than they compute.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -12,3 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# One compilation of each program for all tests and the processes that they start.
+_cache = tempfile.TemporaryDirectory(prefix="resa_jax_compile_cache_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

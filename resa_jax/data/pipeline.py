@@ -4,6 +4,7 @@ The host only decodes. grain reads ahead, in a thread, or in worker processes wh
 decoded on access; neither changes what a batch holds.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +70,7 @@ def batches(
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
         stream = stream.map(_out_of_shared_memory)
         stream = grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=1)
-    return BatchIterator(stream)
+    return BatchIterator(stream, has_workers=workers > 0)
 
 
 def evaluation_batches(
@@ -230,7 +231,8 @@ def _out_of_shared_memory(batch: Batch) -> Batch:
 class BatchIterator:
     """Iterates over batches; `close`, or leaving the `with` block, ends the workers."""
 
-    def __init__(self, stream: grain.IterDataset):
+    def __init__(self, stream: grain.IterDataset, has_workers: bool = False):
+        self._has_workers = has_workers
         self._iterator: grain.DatasetIterator | None = iter(stream)
         self._iterator.start_prefetch()  # workers start while the caller compiles its step
 
@@ -246,6 +248,10 @@ class BatchIterator:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+            if self._has_workers:
+                # The workers' queues lie in reference cycles. Collected at some later time, in the
+                # middle of other multiprocessing calls, their semaphores could leak (Python 3.12).
+                gc.collect()
 
     def __enter__(self) -> "BatchIterator":
         return self

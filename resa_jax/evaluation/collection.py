@@ -106,7 +106,7 @@ class Collection:
             for row in members:
                 rows.append((group, self.titles[row], f"{distances[row]:.4f}", self._class(row)))
             strips.append([self._image(row) for row in members[:GROUP_IMAGES]])
-            captions.append(f"group {group}\n{len(members)} images")
+            captions.append(f"group {group}\n{len(members)} image" + "s" * (len(members) > 1))
         table, picture = output.with_suffix(".groups.csv"), output.with_suffix(".groups.png")
         _write_csv(table, ("group", "path", "distance", "class"), rows)
         montage(strips, captions).save(picture)

@@ -17,7 +17,7 @@ from resa_jax.evaluation.montage import montage
 
 
 SHOWN_CLASSES = 10  # of a source with more, a random choice is shown
-STRIP = 10  # images in a row
+STRIP = 10  # images in a row; a class of fewer is not split into sub-clusters
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,9 @@ class Sample:
         points = plane.fit_transform(l2_normalise(self.features).astype(np.float32))
         caption = f"t-SNE of {len(points)} encodings (perplexity {perplexity:.3g})."
         if self.labels is not None:
+            shown, there = len(np.unique(self.labels)), len(np.unique(self.source.labels))
+            if shown < there:
+                caption += f" {shown} of the {there:,} classes, drawn at random."
             caption += " A hull holds the 90 % of its class that lie nearest to the class's median."
         return Picture(
             "Encodings in the plane",
@@ -115,11 +118,12 @@ class Sample:
         """Figure 7's strips: the largest classes, each split by k-means."""
         numbers, counts = np.unique(self.labels, return_counts=True)
         largest = numbers[np.argsort(-counts, kind="stable")][:classes]
+        largest = [label for label in largest if counts[numbers == label][0] >= STRIP]
         pictures = []
         for label in largest:
             members = np.flatnonzero(self.labels == label)
             name = self.source.class_names[label]
-            uri = self._strips(members, min(groups, len(members)))
+            uri = self._strips(members, groups)
             caption = "A row for each of its clusters by k-means, from the centre outwards."
             pictures.append(Picture(f"Sub-clusters of {name}", caption, uri))
         return pictures
@@ -162,7 +166,7 @@ class Sample:
             rows = np.flatnonzero(means.labels_ == group)
             nearest = rows[np.argsort(distances[rows], kind="stable")][:STRIP]
             strips.append([self._image(row) for row in members[nearest]])
-            captions.append(f"{len(rows)} images")
+            captions.append(f"{len(rows)} image" + "s" * (len(rows) > 1))
         return picture_uri(montage(strips, captions))
 
     def _caption(self, row, near) -> str:

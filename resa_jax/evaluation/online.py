@@ -89,9 +89,10 @@ class OnlineEvaluation:
             sets = encodings, labels, test_encodings, test_labels
 
         if self._config.encoder.image_size <= SMALL_IMAGE:
-            knn = knn_cifar(*sets)["top1"]
+            knn = knn_cifar(*sets, k=min(5, len(sets[0])))["top1"]
         else:
-            knn = knn_weighted(*sets, ks=(20,))[20]["top1"]
+            k = min(20, len(sets[0]))
+            knn = knn_weighted(*sets, ks=(k,))[k]["top1"]
         probe = linear_cifar(*sets, seed=self._config.seed, epochs=PROBE_EPOCHS)
         results = {"eval/knn_top1": knn, "eval/linear_top1": probe["top1"]}
         for name, features in (("encoding", encodings), ("embedding", embeddings)):

@@ -40,11 +40,11 @@ h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 40px 0 12px; border-bottom: 1px solid #d9dde5; padding-bottom: 4px; }
 h3 { font-size: 15px; margin: 16px 0 2px; }
 p { margin: 4px 0 10px; max-width: 75ch; } .quiet { color: #5b6475; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px;
          margin: 18px 0; }
 .tile { background: #f4f6fa; border-radius: 8px; padding: 10px 14px; }
 .tile b { display: block; font-size: 22px; } .tile span { color: #5b6475; font-size: 13px; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 12px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 12px; }
 img { max-width: 100%; height: auto; display: block; }
 figure { margin: 0 0 18px; } figcaption { color: #5b6475; font-size: 13px; max-width: 90ch; }
 .scroll { overflow-x: auto; }
@@ -153,7 +153,7 @@ def _verdict(record):
         values = {title: y[x.index(epoch)] for title, (x, y) in curves.items()}
         ranking = sorted(values, key=values.get, reverse=True)
         order = ", ".join(f"{title.split()[0]} {values[title]:.3f}" for title in ranking)
-        said.append(f"At epoch {epoch:.0f} the order by {name} is {order}.")
+        said.append(f"At epoch {epoch:.3g} the order by {name} is {order}.")
     return " ".join(said)
 
 

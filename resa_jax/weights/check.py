@@ -34,10 +34,10 @@ def compare_encodings(
     graphdef = spec.build()
 
     @jax.jit
-    def encode(params, batch_stats):
+    def encode(params, batch_stats, images):
         return nnx.merge(graphdef, params, batch_stats)(images, train=False)
 
-    ours, after = (np.asarray(encode(*arrays[1:])) for arrays in (encoder, written))
+    ours, after = (np.asarray(encode(*arrays[1:], images)) for arrays in (encoder, written))
     checked = "checked: not against PyTorch, which is not installed"
     if importlib.util.find_spec("torch") is not None:
         error = _error(ours, torch_encodings(spec, tensors, images))

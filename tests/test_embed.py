@@ -1,0 +1,139 @@
+"""Encodings in a file, neighbours, groups, and the export for serving."""
+
+import csv
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from evaluation_run import ROOT, make_run
+from PIL import Image
+
+from resa_jax.data.sources import open_source
+from resa_jax.encoder import load_encoder
+from resa_jax.errors import UserError
+from resa_jax.evaluation.collection import Collection, query_encoder
+from resa_jax.evaluation.features import Preprocessing, load_network
+from resa_jax.serving import check_export, export_stablehlo
+
+
+def run_command(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"resa_jax.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("embed") / "run")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve coloured images in two classes, of two sizes."""
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        path = tmp_path / "images" / ("ab"[n % 2]) / f"{n:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (8 + 4 * (n % 3), 12, 3)
+        pixels = rng.integers(0, 40, shape) + 200 * np.eye(3)[n % 3]
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_command_writes_encodings_neighbours_and_groups(workdir, folder, tmp_path):
+    output = tmp_path / "out" / "encodings.npz"
+    query = folder / "a" / "00.png"
+    result = run_command(
+        *("embed", f"--encoder={workdir}", f"--source=folder:{folder}", f"--output={output}"),
+        *(f"--query={query}", "--neighbours=3", "--groups=3", "--layers=z"),
+    )
+    assert result.returncode == 0, result.stderr
+    arrays = np.load(output)
+    assert arrays["encodings"].shape == (12, 64) and arrays["z"].shape == (12, 16)
+    assert arrays["class_names"].tolist() == ["a", "b"]
+    assert [path.removeprefix(f"{folder}/") for path in arrays["paths"]] == [
+        f"{'ab'[n % 2]}/{n:02}.png" for n in (0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11)
+    ]
+    np.testing.assert_array_equal(arrays["labels"], [0] * 6 + [1] * 6)
+
+    unit = arrays["encodings"] / np.linalg.norm(arrays["encodings"], axis=1, keepdims=True)
+    order = np.argsort(-unit @ unit[0], kind="stable")[:3]
+    rows = read_csv(output.with_suffix(".neighbours.csv"))
+    assert [row["path"] for row in rows] == arrays["paths"][order].tolist()
+    assert float(rows[0]["similarity"]) == pytest.approx(1, abs=1e-3)  # a file of the source itself
+    groups = read_csv(output.with_suffix(".groups.csv"))
+    assert sorted(row["path"] for row in groups) == sorted(arrays["paths"])
+    assert {row["group"] for row in groups} == {"0", "1", "2"}
+    for kind in ("neighbours", "groups"):
+        assert Image.open(output.with_suffix(f".{kind}.png")).width > 200
+
+    evaluate = run_command("evaluate", f"--features={output}", "--protocol=knn-cifar", "--k=2")
+    assert evaluate.returncode == 0, evaluate.stderr
+    assert "9 to train, 3 to test, 2 classes" in evaluate.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output={here}/x.txt"], "must end in .npz"),
+        (["--encoder=nowhere"], "--encoder=nowhere: there is no such file"),
+        (["--source=folder:nowhere"], "folder:nowhere"),
+        (["--query=nowhere.jpg"], "--query=nowhere.jpg is neither"),
+        (["--groups=2000"], "more than the 1797 images"),
+        (["--groups=x"], "groups"),
+    ],
+)
+def test_mistakes(tmp_path, arguments, words):
+    base = [f"--encoder={tmp_path}", "--source=digits", f"--output={tmp_path}/x.npz"]
+    result = run_command("embed", *base, *(text.format(here=tmp_path) for text in arguments))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert words in result.stderr.strip().splitlines()[-1]
+
+
+def test_neighbours_of_an_image_of_the_source(tmp_path):
+    source = open_source("digits")
+    features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    arrays = {"h": features, "labels": source.labels[:30], "indices": np.arange(30)}
+    images = Collection(source, "digits", arrays)
+    text = images.find_neighbours(["7"], None, 5, tmp_path / "x.npz")
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    similarities = unit @ unit[7]
+    similarities[7] = -2
+    expected = [f"digits {row}" for row in np.argsort(-similarities)[:5]]
+    rows = read_csv(tmp_path / "x.neighbours.csv")
+    assert [row["path"] for row in rows] == expected
+    assert expected[0] in text
+    with pytest.raises(UserError, match="has images 0 to 1796"):
+        images.find_neighbours(["5000"], None, 5, tmp_path / "x.npz")
+    with pytest.raises(UserError, match="ask for fewer"):
+        images.find_neighbours(["7"], None, 30, tmp_path / "x.npz")
+
+
+def test_query_encoder_agrees_with_load_encoder(workdir):
+    network = load_network(workdir)
+    encode = query_encoder(network, Preprocessing.of(network.spec))
+    image = open_source("digits")[11]
+    expected = load_encoder(workdir)(image[None])[0]
+    np.testing.assert_allclose(encode(image), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_stablehlo_has_a_symbolic_batch(workdir):
+    encoder = load_encoder(workdir / "encoder")
+    serialized = export_stablehlo(encoder, ("cpu", "tpu"))
+    exported = jax.export.deserialize(bytearray(serialized))
+    assert exported.platforms == ("cpu", "tpu")
+    assert str(exported.in_avals[0].shape[0]) == "batch"
+    assert check_export(encoder, serialized, batches=(1, 3, 8)) < 1e-4
+    images = np.stack([open_source("digits")[row] for row in range(6)])
+    np.testing.assert_allclose(exported.call(images), encoder(images), rtol=1e-4, atol=1e-4)

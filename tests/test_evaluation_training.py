@@ -1,0 +1,188 @@
+"""linear-imagenet and the fine-tuning protocols against statements written out anew.
+
+Views are the centre crops of the test images, so that the other statement sees the same ones.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from resa_jax.data.sources import open_source
+from resa_jax.encoder import EncoderSpec
+from resa_jax.errors import UserError
+from resa_jax.evaluation import finetune, linear_imagenet
+from resa_jax.evaluation.features import Preprocessing, TrainedNetwork
+from resa_jax.evaluation.protocols import create_protocol
+from resa_jax.evaluation.training import Subset, open_subsets
+from resa_jax.models import create_encoder
+
+
+SPEC = EncoderSpec("resnet18_small", image_size=8, width=8, mean=(0.3,) * 3, std=(0.4,) * 3)
+PREPROCESSING = Preprocessing.of(SPEC, "bilinear")
+
+
+@pytest.fixture(scope="module")
+def network():
+    encoder = create_encoder(SPEC.name, image_size=8, width=8, rngs=nnx.Rngs(0))
+    graphdef, params, stats = nnx.split(encoder, nnx.Param, nnx.BatchStat)
+    trees = ({"encoder": nnx.to_pure_dict(tree)} for tree in (params, stats))
+    return TrainedNetwork(Path("here"), "ema", None, SPEC, graphdef, None, *trees)
+
+
+@pytest.fixture(scope="module")
+def subsets():
+    source = open_source("digits")
+    train, test = np.arange(0, 300, 5), np.arange(1, 200, 5)  # 60 and 40 images
+    return (Subset(source, rows, source.labels[rows]) for rows in (train, test))
+
+
+@pytest.fixture(autouse=True)
+def centre_crops(monkeypatch):
+    def same(key, images, sizes, views, mean, std):
+        return (PREPROCESSING(images, sizes),)
+
+    for module in (linear_imagenet, finetune):
+        monkeypatch.setattr(module, "augment", same)
+
+
+@pytest.fixture(scope="module")
+def sets(subsets):
+    train, test = subsets
+    images = [np.stack([part.source[row] for row in part.rows]) for part in (train, test)]
+    inputs = [(jnp.asarray(pixels, jnp.float32) / 255 - 0.3) / 0.4 for pixels in images]
+    return train, test, inputs
+
+
+def orders(seed, epochs, count):
+    return [np.random.default_rng((seed, epoch)).permutation(count) for epoch in range(epochs)]
+
+
+def accuracies(logits, labels):
+    order = np.argsort(-logits, axis=1, kind="stable")
+    hits = order == labels[:, None]
+    return {"top1": 100 * hits[:, 0].mean(), "top5": 100 * hits[:, :5].any(1).mean()}
+
+
+def softmax_gradient(features, targets, kernel, bias):
+    logits = features @ kernel + bias
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    error = (probabilities - targets) / len(features)
+    return features.T @ error, error.sum(0)
+
+
+def test_linear_imagenet_equals_slow_statement(network, sets):
+    train, test, inputs = sets
+    fields = {"epochs": 5, "batch_size": 16, "rates": (2.0, 30.0), "milestones": (2, 4)}
+    protocol = create_protocol("linear-imagenet", **fields)
+    results = linear_imagenet.linear_imagenet(protocol, network, PREPROCESSING, train, test, seed=3)
+
+    encoder = nnx.merge(network.encoder, network.params["encoder"], network.batch_stats["encoder"])
+    features, held_out = (
+        np.asarray(encoder(x, train=False), np.float64) for x in inputs
+    )  # the encoder in evaluation mode
+    initial = 0.01 * jax.random.normal(jax.random.key(3), (features.shape[1], 10))
+    assert list(results) == ["rate=2", "rate=30"]
+    for rate in (2.0, 30.0):
+        weights = [np.asarray(initial, np.float64), np.zeros(10)]
+        trace, curve = [0, 0], []
+        for epoch, order in enumerate(orders(3, 5, 60)):
+            step = rate * 16 / 256 * 0.1 ** ((epoch >= 2) + (epoch >= 4))
+            for start in range(0, 60, 16):  # the last batch has 12
+                rows = order[start : start + 16]
+                targets = np.eye(10)[train.labels[rows]]
+                gradients = softmax_gradient(features[rows], targets, *weights)
+                trace = [0.9 * old + new for old, new in zip(trace, gradients, strict=True)]
+                weights = [w - step * t for w, t in zip(weights, trace, strict=True)]
+            curve.append(accuracies(held_out @ weights[0] + weights[1], test.labels))
+        best = max(range(5), key=lambda epoch: curve[epoch]["top1"])
+        assert results[f"rate={rate:g}"]["last"] == pytest.approx(curve[-1])
+        assert results[f"rate={rate:g}"]["best"] == pytest.approx(curve[best] | {"epoch": best + 1})
+
+
+def test_finetune_equals_slow_statement(network, sets, tmp_path, monkeypatch):
+    """Encoder and head by optax, BatchNorm in train mode, 60 images in batches of 32 and 28."""
+    train, test, inputs = sets
+    (tmp_path / "list.txt").write_text("a\n")
+    fields = {"epochs": 3, "batch_size": 32, "encoder_rate": 0.1, "head_rate": 4.0}
+    protocol = create_protocol("finetune-1", list_file=str(tmp_path / "list.txt"), **fields)
+    logits = []
+    real = finetune.logits_accuracy
+    monkeypatch.setattr(finetune, "logits_accuracy", lambda *a: (logits.append(a[0]), real(*a))[1])
+    result = finetune.finetune(protocol, network, PREPROCESSING, train, test, seed=2)
+
+    encoder = nnx.merge(network.encoder, network.params["encoder"], network.batch_stats["encoder"])
+    graphdef = network.encoder
+    params, stats = network.params["encoder"], network.batch_stats["encoder"]
+    kernel = 0.01 * jax.random.normal(jax.random.key(2), (encoder.num_features, 10))
+    state = {"encoder": params, "head": {"kernel": kernel, "bias": jnp.zeros(10)}}
+
+    def rate(peak):
+        return lambda step: peak * 32 / 256 * (1 + jnp.cos(jnp.pi * (step // 2) / 3)) / 2
+
+    optimizer = optax.multi_transform(
+        {name: optax.sgd(rate(peak), 0.9) for name, peak in (("encoder", 0.1), ("head", 4.0))},
+        {"encoder": jax.tree.map(lambda _: "encoder", params), "head": "head"},
+    )
+    moments = optimizer.init(state)
+
+    def loss(state, stats, images, labels):
+        model = nnx.merge(graphdef, state["encoder"], stats)
+        outputs = model(images, train=True) @ state["head"]["kernel"] + state["head"]["bias"]
+        value = optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+        return value, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    curve = []
+    for order in orders(2, 3, 60):
+        for rows in (order[:32], order[32:]):
+            gradients, stats = gradient(state, stats, inputs[0][rows], train.labels[rows])
+            updates, moments = optimizer.update(gradients, moments)
+            state = optax.apply_updates(state, updates)
+        model = nnx.merge(graphdef, state["encoder"], stats)
+        outputs = model(inputs[1], train=False) @ state["head"]["kernel"] + state["head"]["bias"]
+        curve.append(np.asarray(outputs))
+    np.testing.assert_allclose(logits[0], curve[0], rtol=2e-3, atol=2e-3)
+    assert result["finetune"]["last"] == pytest.approx(accuracies(logits[-1], test.labels))
+    assert set(result["finetune"]["best"]) == {"top1", "top5", "epoch"}
+
+
+def test_rates_and_blocks_by_architecture(network):
+    """Table 9 of the paper."""
+    resolve = linear_imagenet.resolve_linear
+    protocol = create_protocol("linear-imagenet")
+    for batch, rate in ((1024, 40.0), (256, 10.0), (None, 10.0), (128, 5.0)):
+        assert resolve(protocol, network, batch).rates == (rate,)
+    assert resolve(create_protocol("linear-imagenet", rates=(1.0,)), network, 256).rates == (1.0,)
+    for name, rate, blocks in (("vit_s16", 0.03, 4), ("vit_b16", 0.02, 1), ("vitc_b16", 0.02, 1)):
+        spec = EncoderSpec(name, image_size=32, width=64, depth=6)
+        encoder = create_encoder(name, image_size=32, width=64, depth=6, rngs=nnx.Rngs(0))
+        graphdef, params, stats = nnx.split(encoder, nnx.Param, nnx.BatchStat)
+        trees = ({"encoder": nnx.to_pure_dict(tree)} for tree in (params, stats))
+        vit = TrainedNetwork(Path("here"), "ema", None, spec, graphdef, None, *trees)
+        resolved = resolve(protocol, vit, 1024)
+        assert (resolved.rates, resolved.blocks) == ((rate,), blocks)
+
+
+def test_only_listed_images_train(tmp_path):
+    from PIL import Image
+
+    for name in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
+    source = open_source(f"folder:{tmp_path / 'images'}")
+    everything, _ = open_subsets(source, source)
+    names = tmp_path / "names.txt"
+    names.write_text("d.png\ncat/a.png\n\n")
+    chosen = finetune.only_listed(everything, str(names))
+    assert (chosen.rows.tolist(), chosen.labels.tolist()) == ([0, 3], [0, 1])
+    names.write_text("a.png\nz.png\n")
+    with pytest.raises(UserError, match=r"lists z.png, .* \(1 of 2 names"):
+        finetune.only_listed(everything, str(names))
+    with pytest.raises(UserError, match="must be a folder:PATH"):
+        finetune.only_listed(open_subsets(open_source("digits"), None)[0], str(names))
