@@ -1,6 +1,7 @@
 """The blocked silhouette against scikit-learn's on the same features, side by side in one run.
 
-    python -m benchmarks.silhouette --output=FILE.json [--samples=50000 --dimension=512 --classes=10]
+    python -m benchmarks.silhouette --output=FILE.json [--samples=50000 --dimension=512
+    --classes=10]
 
 Needs no N x N array; peak_gb is the process's peak resident memory, features and libraries
 included, first after the blocked runs and then after scikit-learn's.
@@ -69,9 +70,7 @@ def main(argv):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes on Linux
         result[name] = {"seconds": round(min(seconds), 2), "peak_gb": round(peak, 2)}
         print(f"{name}: {min(seconds):.2f} s, peak so far {peak:.2f} GB", flush=True)
-    result["largest_difference"] = float(
-        np.abs(values["blocked"] - values["scikit_learn"]).max()
-    )
+    result["largest_difference"] = float(np.abs(values["blocked"] - values["scikit_learn"]).max())
     seconds = [result[name]["seconds"] for name in runs]
     result["scikit_learn_over_blocked"] = round(seconds[1] / max(seconds[0], 0.01), 2)
     print(json.dumps(result, indent=2))

@@ -1,8 +1,8 @@
 """ReSA on long-tailed CIFAR-100 with a ResNet-18 (Figure 12 of the paper).
 
 CIFAR100-LT keeps int(500 x (1/20)^(i/99)) images of class i: 15,907 images, 500 of the first class
-and 25 of the last. Everything else is as for CIFAR-100; the test set is whole. The paper gives curves
-and no figures. One GPU.
+and 25 of the last. Everything else is as for CIFAR-100; the test set is whole. The paper gives
+curves and no figures. One GPU.
 
     python -m resa_jax.main --config=configs/cifar100lt_resnet18.py --workdir=runs/cifar100lt
 

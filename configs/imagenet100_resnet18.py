@@ -6,7 +6,8 @@ reports 82.24 % linear and 74.56 % k-NN accuracy. One GPU.
     python -m resa_jax.main --config=configs/imagenet100_resnet18.py --workdir=runs/imagenet100
 
 The 100 classes are those of the list that CMC published, one synset a line, in the file
-`imagenet100.txt` (set data.classes to read another). A folder that holds only these classes needs no
+`imagenet100.txt` (set data.classes to read another). A folder that holds only these classes needs
+no
 list:
 
     --config.data.source=folder:imagenet100/train --config.data.test_source=folder:imagenet100/val

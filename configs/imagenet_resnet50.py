@@ -10,7 +10,8 @@ accuracy that the paper reports, in percent:
 Batch 256 fits one GPU of 80 GB, batch 1,024 eight GPUs or a TPU v3-8 slice and larger.
 
     python -m resa_jax.main --config=configs/imagenet_resnet50.py --workdir=runs/r50
-    python -m resa_jax.main --config=configs/imagenet_resnet50.py:bs1024,epochs=800 --workdir=runs/r50
+    python -m resa_jax.main --config=configs/imagenet_resnet50.py:bs1024,epochs=800
+    --workdir=runs/r50
 
 From the usual folder layout instead of TFDS:
 

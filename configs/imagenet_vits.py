@@ -1,8 +1,8 @@
 """ReSA on ImageNet with a ViT-S/16 (Tables 3 and 8 of the paper).
 
 300 epochs, batch 1,024, AdamW with lr 5e-4 and weight decay 0.1, 40 epochs of warm-up, with a
-predictor, bfloat16. The patch embedding is fixed, and so are the positions. The paper reports 72.7 %
-linear and 68.3 % 20-NN accuracy. Eight GPUs or a TPU v3-8 slice and larger.
+predictor, bfloat16. The patch embedding is fixed, and so are the positions. The paper reports 72.7
+% linear and 68.3 % 20-NN accuracy. Eight GPUs or a TPU v3-8 slice and larger.
 
     python -m resa_jax.main --config=configs/imagenet_vits.py --workdir=runs/vits
 

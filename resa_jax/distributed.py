@@ -1,9 +1,66 @@
-"""Processes: joining those of a cluster, and leaving together when one is told to stop."""
+"""Processes: joining those of a cluster, and leaving together when one is told to stop or dies."""
 
+import os
 import signal
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from resa_jax.errors import UserError
+
+
+# A process that has not been heard of for so long is dead, and JAX ends all the others.
+HEARTBEAT_TIMEOUT_SECONDS = 60
+
+
+@contextmanager
+def joined_processes(options: Mapping[str, Any] | None) -> Iterator[None]:
+    """Joins the run's other processes; to be entered before anything asks JAX for its devices.
+
+    When a process fails, or sees in an operation over all of them that another has died, it says so
+    and ends at once with a non-zero code: JAX's own end would wait for the others, which wait in
+    turn. Where nothing is seen, JAX ends the process `HEARTBEAT_TIMEOUT_SECONDS` after the other's
+    last sign of life, or a few seconds later.
+
+    Args:
+      options: what `resa_jax.cluster.find_processes` returns; None does nothing.
+    """
+    if options is None:
+        yield
+        return
+    try:
+        jax.distributed.initialize(
+            **options,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+        )
+        yield
+    except BaseException as error:
+        _leave(error)
+    jax.distributed.shutdown()
+
+
+def _leave(error):
+    code = 1
+    if isinstance(error, UserError | FloatingPointError):
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    elif isinstance(error, jax.errors.JaxRuntimeError):
+        print(
+            f"error: {error}\nAnother process of the run has died or cannot be reached. "
+            "The last checkpoint is whole: start all processes again with the same --workdir.",
+            file=sys.stderr,
+        )
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Preemption:

@@ -131,7 +131,7 @@ def load_encoder(path: str | os.PathLike, arch: str | None = None, network: str 
 def read_encoder(
     path: Path, arch: str | None = None, network: str = "ema"
 ) -> tuple[EncoderSpec, dict, dict]:
-    """Specification, parameters and batch statistics of the encoder at `path` (see `load_encoder`)."""
+    """Specification, parameters and batch statistics of the encoder that `load_encoder` loads."""
     if path.is_file():
         from resa_jax.weights import read_torch_encoder
 

@@ -2,7 +2,9 @@
 
 
 class UserError(ValueError):
-    """A mistake in the user's input: one sentence that names the field or file, its value, and what would be right.
+    """A mistake in the user's input.
+
+    One sentence that names the field or file, its value, and what would be right.
 
     Commands print it without a traceback and exit with code 2.
     """

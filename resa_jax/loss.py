@@ -18,7 +18,7 @@ def cosine_similarity(x: Float[Array, "m d"], y: Float[Array, "n d"]) -> Float[A
     """Cosine similarities of the rows of `x` with the rows of `y`.
 
     Under a mesh the rows of the result stay on the device that holds the row of `x`; only `y`
-    ([n, d]) is all-gathered. Norms are at least 1e-12, so zero rows give zeros and finite gradients.
+    is all-gathered. Norms are at least 1e-12, so zero rows give zeros and finite gradients.
     """
     x, y = _normalize(x), _normalize(y)
     similarity = jnp.matmul(shard_rows(x), gather_rows(y).T, precision=jax.lax.Precision.HIGHEST)
@@ -63,8 +63,8 @@ def resa_loss(
 
     Args:
       embeddings: one array a view; they are normalised here.
-      momentum_embeddings: those of the first views (two in the paper, whatever the number of views);
-        no gradient flows through them.
+      momentum_embeddings: those of the first views (two, however many views there are); no
+        gradient flows through them.
       assignment: targets, row i for image i; no gradient flows through them.
       temperature: of the softmax over the similarities.
       symmetric: see `assignment_cross_entropy`.

@@ -1,12 +1,17 @@
 """Pre-training from the command line.
 
 python -m resa_jax.main --config=configs/NAME.py[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
+
+The processes of a Cloud TPU slice, of srun, Open MPI or an indexed Kubernetes job find each other;
+elsewhere each gets --coordinator_address, --num_processes and --process_id.
 """
 
-import sys
+import os
 
-from absl import app, flags, logging
+from absl import flags
 
+from resa_jax.cli import run
+from resa_jax.cluster import find_processes
 from resa_jax.config import load_config
 from resa_jax.data.check import check_source
 from resa_jax.errors import UserError
@@ -17,6 +22,11 @@ _CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:VARIAN
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; the same folder again resumes it.", required=True
 )
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes of the run; 1 ignores the cluster's environment."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main(arguments: list[str]) -> None:
@@ -32,41 +42,16 @@ def main(arguments: list[str]) -> None:
     if data.test_source is not None:
         check_source(data.test_source, classes=data.classes, split="test")
     claim_workdir(_WORKDIR.value, config, write=False)
+    processes = find_processes(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
+    )
 
+    from resa_jax.distributed import joined_processes
     from resa_jax.train_loop import train
 
-    train(config, _WORKDIR.value)
-
-
-def run(main) -> None:
-    """Runs a command; a `UserError` becomes one line and exit code 2."""
-    logging.set_verbosity(logging.WARNING)
-
-    def guarded(arguments):
-        try:
-            main(arguments)
-        except (UserError, FloatingPointError) as error:
-            sys.exit(_fail(error))
-
-    app.run(guarded, flags_parser=_parse_flags)
-
-
-def _parse_flags(arguments):
-    # Overrides of the config are no flags of their own: they pass through as positional arguments.
-    overrides = [a for a in arguments if a.startswith("--config.")]
-    try:
-        rest = flags.FLAGS([a for a in arguments if a not in overrides])
-    except flags.Error as error:
-        sys.exit(_fail(f"{error}. See --help."))
-    if len(rest) > 1:
-        sys.exit(_fail(f"{rest[1]!r} is no flag; flags look like --name=value."))
-    return rest + overrides
-
-
-def _fail(message) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    with joined_processes(processes):
+        train(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, overrides=True)

@@ -138,8 +138,8 @@ def create_method(config: ConfigDict):
     """Binds the method to a recipe without making any array.
 
     Returns:
-      The `ReSA` method, and a nested dict shaped like the parameters of `init_networks` that is True
-      for those which keep their values.
+      The `ReSA` method, and a nested dict like the parameters of `init_networks` that is True for
+      those which keep their values.
     """
     online, momentum = (
         nnx.eval_shape(lambda: Network(config, predictor=predictor, rngs=nnx.Rngs(0)))  # noqa: B023
@@ -217,11 +217,11 @@ def health(loss, assignment: Float[Array, "m m"], embeddings: Float[Array, "m d"
     """What tells learning from collapse, as scalars.
 
     `assignment_diagonal` is the mean weight an image gives itself and `assignment_entropy` the mean
-    entropy of a row in nats (ln m when uniform); `kl` is the loss minus that entropy, which 0 bounds
-    below; `embedding_std` is the standard deviation over the batch of the L2-normalised embeddings
+    entropy of a row in nats (ln m when uniform); `kl` is the loss minus that entropy, 0 at least;
+    `embedding_std` is the standard deviation over the batch of the L2-normalised embeddings
     of the first view, averaged over dimensions (1/sqrt(d) when they spread evenly, 0 when they
-    collapse); `effective_rank` is their participation ratio, (sum of the covariance's eigenvalues)^2
-    over the sum of their squares, between 1 and d.
+    collapse); `effective_rank` is their participation ratio, the squared sum of the covariance's
+    eigenvalues over the sum of their squares, between 1 and d.
     """
     entropy = -jnp.mean(jnp.sum(jax.scipy.special.xlogy(assignment, assignment), axis=1))
     z = jax.lax.stop_gradient(embeddings).astype(assignment.dtype)

@@ -18,7 +18,10 @@ from tqdm import tqdm
 
 
 class WallTime:
-    """Splits the time since the run began: compile, data wait, evaluation, checkpoint; the rest is step."""
+    """Splits the time since the run began: compile, data wait, evaluation, checkpoint, and step.
+
+    Steps run while the host goes on, so theirs is the time that is left.
+    """
 
     def __init__(self):
         self._start = time.perf_counter()
@@ -44,8 +47,8 @@ class MetricsWriter:
     """Writes a run's records, on process 0, and stops the run when the loss is not finite.
 
     `hold` keeps a step's metrics, still being computed, and deals with those of the step before, so
-    that reading them never makes the device wait. Each step stands once in `metrics.jsonl`: starting
-    at a step drops the records after it, which an interrupted run wrote and this one will write
+    that reading them never makes the device wait. A step stands once in `metrics.jsonl`: starting at
+    a step drops the records after it, which an interrupted run wrote and this one will write
     again. To be used as a context manager.
     """
 

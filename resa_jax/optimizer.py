@@ -13,7 +13,7 @@ def create_optimizer(
       name: "sgd" (momentum 0.9, decay added to the gradient) or "adamw" (betas 0.9 and 0.999,
         epsilon 1e-8, decoupled decay times the learning rate).
       learning_rate: a function of the step.
-      weight_decay: applied to *every* parameter, biases and normalisation included, as the authors do.
+      weight_decay: of *every* parameter, biases and normalisation included, as the authors do.
       frozen: pytree of bools over the parameters; True ones are neither updated nor decayed.
     """
     if name == "sgd":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -30,7 +31,8 @@ def claim_workdir(workdir: str | Path, config: ConfigDict, *, write: bool = True
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _refuse_other_run(workdir, json.loads(path.read_text()), json.loads(to_json(config)))
-        temporary = workdir / f"config.json.{os.getpid()}"
+        # All processes of a run write it; those on other hosts may have the same number.
+        temporary = workdir / f"config.json.{socket.gethostname()}.{os.getpid()}"
         temporary.write_text(to_json(config))
         if write:
             os.replace(temporary, path)
@@ -42,7 +44,9 @@ def claim_workdir(workdir: str | Path, config: ConfigDict, *, write: bool = True
             "Give a folder that can be written."
         ) from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it or use another folder.")
+        raise UserError(
+            f"{path} is not valid JSON ({error}); restore it or use another folder."
+        ) from error
     return workdir
 
 

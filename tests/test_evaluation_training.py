@@ -3,6 +3,7 @@
 Views are the centre crops of the test images, so that the other statement sees the same ones.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -26,12 +27,17 @@ SPEC = EncoderSpec("resnet18_small", image_size=8, width=8, mean=(0.3,) * 3, std
 PREPROCESSING = Preprocessing.of(SPEC, "bilinear")
 
 
-@pytest.fixture(scope="module")
-def network():
-    encoder = create_encoder(SPEC.name, image_size=8, width=8, rngs=nnx.Rngs(0))
+def make_network(spec):
+    options = {"patch_size": spec.patch_size, "width": spec.width, "depth": spec.depth}
+    encoder = create_encoder(spec.name, image_size=spec.image_size, **options, rngs=nnx.Rngs(0))
     graphdef, params, stats = nnx.split(encoder, nnx.Param, nnx.BatchStat)
     trees = ({"encoder": nnx.to_pure_dict(tree)} for tree in (params, stats))
-    return TrainedNetwork(Path("here"), "ema", None, SPEC, graphdef, None, *trees)
+    return TrainedNetwork(Path("here"), "ema", None, spec, graphdef, None, *trees)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return make_network(SPEC)
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +111,15 @@ def test_linear_imagenet_equals_slow_statement(network, sets):
         assert results[f"rate={rate:g}"]["best"] == pytest.approx(curve[best] | {"epoch": best + 1})
 
 
-def test_finetune_equals_slow_statement(network, sets, tmp_path, monkeypatch):
-    """Encoder and head by optax, BatchNorm in train mode, 60 images in batches of 32 and 28."""
+def test_finetune_equals_slow_statement(sets, tmp_path, monkeypatch):
+    """Encoder and head by optax, BatchNorm in train mode, 60 images in batches of 32 and 28.
+
+    The encoder has BatchNorm (in its stem) and a tensor that must not train (the positions).
+    """
     train, test, inputs = sets
+    network = make_network(
+        dataclasses.replace(SPEC, name="vitc_s16", patch_size=4, width=64, depth=1)
+    )
     (tmp_path / "list.txt").write_text("a\n")
     fields = {"epochs": 3, "batch_size": 32, "encoder_rate": 0.1, "head_rate": 4.0}
     protocol = create_protocol("finetune-1", list_file=str(tmp_path / "list.txt"), **fields)
@@ -126,8 +138,15 @@ def test_finetune_equals_slow_statement(network, sets, tmp_path, monkeypatch):
         return lambda step: peak * 32 / 256 * (1 + jnp.cos(jnp.pi * (step // 2) / 3)) / 2
 
     optimizer = optax.multi_transform(
-        {name: optax.sgd(rate(peak), 0.9) for name, peak in (("encoder", 0.1), ("head", 4.0))},
-        {"encoder": jax.tree.map(lambda _: "encoder", params), "head": "head"},
+        {
+            "encoder": optax.sgd(rate(0.1), 0.9),
+            "head": optax.sgd(rate(4.0), 0.9),
+            "frozen": optax.set_to_zero(),
+        },
+        {
+            "encoder": jax.tree.map(lambda _: "encoder", params) | {"pos_embed": "frozen"},
+            "head": "head",
+        },
     )
     moments = optimizer.init(state)
 
@@ -160,11 +179,7 @@ def test_rates_and_blocks_by_architecture(network):
         assert resolve(protocol, network, batch).rates == (rate,)
     assert resolve(create_protocol("linear-imagenet", rates=(1.0,)), network, 256).rates == (1.0,)
     for name, rate, blocks in (("vit_s16", 0.03, 4), ("vit_b16", 0.02, 1), ("vitc_b16", 0.02, 1)):
-        spec = EncoderSpec(name, image_size=32, width=64, depth=6)
-        encoder = create_encoder(name, image_size=32, width=64, depth=6, rngs=nnx.Rngs(0))
-        graphdef, params, stats = nnx.split(encoder, nnx.Param, nnx.BatchStat)
-        trees = ({"encoder": nnx.to_pure_dict(tree)} for tree in (params, stats))
-        vit = TrainedNetwork(Path("here"), "ema", None, spec, graphdef, None, *trees)
+        vit = make_network(EncoderSpec(name, image_size=32, width=64, depth=6))
         resolved = resolve(protocol, vit, 1024)
         assert (resolved.rates, resolved.blocks) == ((rate,), blocks)
 

@@ -76,6 +76,8 @@ def save_image(path, pixels):
 
 
 def test_nothing_heavy_is_imported_before_the_checks():
-    code = "import sys, resa_jax.main; print({'jax', 'grain', 'sklearn', 'flax'} & set(sys.modules))"
+    code = (
+        "import sys, resa_jax.main; print({'jax', 'grain', 'sklearn', 'flax'} & set(sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr

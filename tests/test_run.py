@@ -168,7 +168,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     overrides = ("steps=12", "base_lr=1e30", "optimizer.name=sgd", "weight_decay=1e30")
     config = load_config("configs/digits.py:smoke", overrides)
-    with pytest.raises(FloatingPointError, match=r"loss of step \d+ is nan; there is no checkpoint"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss of step \d+ is nan; there is no checkpoint"
+    ):
         train(config, tmp_path)
 
 

@@ -135,7 +135,7 @@ def test_fsdp_rule():
 
 def manual_assignment(h, h_m):
     """The assignment with every collective written by hand."""
-    normalize = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    normalize = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)
     h_m = jax.lax.all_gather(normalize(h_m), "data", tiled=True)
     q = jnp.exp(jnp.matmul(normalize(h), h_m.T, precision="highest") / 0.05)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The smoke variant of every recipe runs, on the real images where they are, and exports an encoder."""
+"""The smoke variant of every recipe runs, on real images where there are any, and exports."""
 
 import json
 import os

@@ -52,11 +52,11 @@ def torch_networks(name, seed):
     vit = name.startswith("vit")
     if vit:
         layout = torch_layouts.vit(64, 2, 4, 2)
-        create = lambda: torch_models.ViT(64, 2, 1, 4, 2)  # noqa: E731
+        create = lambda: torch_models.ViT(64, 2, 1, 4, 2)
         features = 64
     else:
         layout = torch_layouts.resnet(False, (2, 2, 2, 2), 3, width=4)
-        create = lambda: torch_models.ResNet(False, (2, 2, 2, 2), "small", width=4)  # noqa: E731
+        create = lambda: torch_models.ResNet(False, (2, 2, 2, 2), "small", width=4)
         features = 32
 
     def network(seed, predictor):

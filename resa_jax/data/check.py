@@ -52,7 +52,7 @@ def check_source(
     elif kind == "npz":
         count = npz_shapes(place)["images"][0]
     else:
-        count = _tfds_count(place, split)
+        count = _tfds_count(*choose_split(place, split))
     if wanted is None and long_tail is None:
         return count
     if kind != "folder":
@@ -72,6 +72,12 @@ def split_name(name: str) -> tuple[str, str]:
         return kind, place if kind == "tfds" else os.path.expanduser(place)
     hint = f" Did you mean folder:{name}?" if os.path.isdir(name) else ""
     raise UserError(f"{name!r} is no source of images: it must be one of {KINDS}.{hint}")
+
+
+def choose_split(place: str, split: str) -> tuple[str, str]:
+    """A TFDS data set and its split: `NAME@SPLIT` names its own, any other takes `split`."""
+    name, _, own = place.partition("@")
+    return name, own or split
 
 
 class Folder(NamedTuple):

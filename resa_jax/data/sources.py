@@ -30,7 +30,7 @@ def open_source(
     on_bad_image: str = "error",
     split: str = "train",
 ) -> "Source":
-    """Opens `digits`, `folder:PATH`, `npz:FILE` or `tfds:NAME` (also NAME/CONFIG:VERSION).
+    """Opens `digits`, `folder:PATH`, `npz:FILE` or `tfds:NAME` (also NAME/CONFIG:VERSION@SPLIT).
 
     Images are upright uint8 RGB whose longer side is at most `canvas`; see `decode_image`. A folder
     or TFDS set of small images (up to 96 pixels) is decoded whole here, with the longest side met
@@ -44,7 +44,7 @@ def open_source(
         `long_tail_sizes` says; the largest class over the smallest.
       on_bad_image: "error", or "skip": an image that cannot be decoded is left out (small images)
         or the next good one stands in for it (others).
-      split: of a TFDS data set ("train", "test", "train[:10%]"); other sources have no splits.
+      split: of a TFDS data set whose name holds none ("train", "test", "train[:10%]").
 
     Raises:
       UserError: a mistake in an argument, or an image that cannot be decoded (names the file).
@@ -61,7 +61,7 @@ def open_source(
         return _open_npz(place, canvas, choose)
     if kind == "folder":
         return _open_folder(place, canvas, choose, skip)
-    return _open_tfds(place, split, canvas, choose, skip)
+    return _open_tfds(*check.choose_split(place, split), canvas, choose, skip)
 
 
 class Source:

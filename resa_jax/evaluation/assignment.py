@@ -33,7 +33,8 @@ def assignment_matrix(
     state = {name: {} for name in names} | read_subtree(checkpoint, *names)
     with evaluation_batches(source, rows=rows, batch_size=len(rows)) as stream:
         batch = next(iter(stream))
-    weak = View(**config.views[0])
+    fields = config.views[0].items()
+    weak = View(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields})
     views = augment(
         jax.random.key(seed),
         jnp.asarray(batch["images"]),

@@ -1,4 +1,4 @@
-"""Evaluation during pre-training: neighbours, a linear probe and clustering of the EMA network's features."""
+"""Evaluation during pre-training: neighbours, a linear probe, and how features cluster."""
 
 from functools import partial
 
@@ -77,7 +77,10 @@ class OnlineEvaluation:
         return source.labels is not None and len(np.unique(source.labels[rows])) > 1
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """The scores as `eval/...`: accuracies in percent, silhouette, ARI and NMI; none unlabelled."""
+        """The scores as `eval/...`: accuracies in percent, silhouette, ARI and NMI.
+
+        A source without labels has none.
+        """
         if not self.labelled:
             return {}
         encodings, embeddings, labels = self.features(state)
@@ -132,7 +135,9 @@ class OnlineEvaluation:
             )
             outputs.append(self._encode(params, batch_stats, images, sizes))
         gathered = multihost_utils.process_allgather(outputs, tiled=True)
-        encodings, embeddings = (np.concatenate(parts)[: len(rows)] for parts in zip(*gathered))
+        encodings, embeddings = (
+            np.concatenate(parts)[: len(rows)] for parts in zip(*gathered, strict=True)
+        )
         labels = None if source.labels is None else source.labels[rows]
         return encodings, embeddings, labels
 

@@ -81,14 +81,15 @@ def _distance_sums(features: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     stops = clusters[np.minimum(np.arange(1, blocks + 1) * BLOCK, n) - 1]
     width = int((stops - starts).max()) + 1
     mesh = jax.make_mesh((len(devices),), ("rows",), devices=devices, axis_types=(AxisType.Auto,))
-    sums = _tiles(
-        jnp.asarray(centred.reshape(blocks, BLOCK, -1)),
-        jnp.asarray(padded.reshape(blocks, BLOCK)),
-        jnp.asarray(starts, jnp.int32),
-        num_clusters=num_clusters,
-        width=width,
-        mesh=mesh,
-    )
+    with jax.set_mesh(mesh):  # also inside a run, which has a mesh of its own
+        sums = _tiles(
+            jnp.asarray(centred.reshape(blocks, BLOCK, -1)),
+            jnp.asarray(padded.reshape(blocks, BLOCK)),
+            jnp.asarray(starts, jnp.int32),
+            num_clusters=num_clusters,
+            width=width,
+            mesh=mesh,
+        )
     return np.asarray(sums).reshape(blocks * BLOCK, -1)[:n, :num_clusters]
 
 
