@@ -29,8 +29,10 @@ _NETWORK = flags.DEFINE_enum("network", "ema", ["ema", "online"], "Which network
 _PROTOCOL = flags.DEFINE_list("protocol", None, "Protocols, with commas between.", required=True)
 _SOURCE = flags.DEFINE_string("source", None, "Images: digits, folder:PATH, npz:FILE, tfds:NAME.")
 _TEST_SOURCE = flags.DEFINE_string("test_source", None, "Images to test on.")
+_CLASSES = flags.DEFINE_string("classes", None, "File that lists the only classes to look at.")
 _SPLIT = flags.DEFINE_string("split", "train", "Split of a tfds: source.")
-_TEST_SPLIT = flags.DEFINE_string("test_split", "test", "Split of a tfds: test source.")
+_TEST_CLASSES = flags.DEFINE_string("classes", None, "File that lists the only classes to look at.")
+_SPLIT = flags.DEFINE_string("test_split", "test", "Split of a tfds: test source.")
 _FEATURES = flags.DEFINE_string("features", None, "npz with encodings and labels, no encoder.")
 _TEST_FEATURES = flags.DEFINE_string("test_features", None, "The same to test on.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
@@ -98,6 +100,7 @@ def _request(command):
         split=_SPLIT.value,
         test_source=_test_source(),
         test_split=_TEST_SPLIT.value,
+        classes=_CLASSES.value,
         seed=_SEED.value,
         all_checkpoints=_ALL.value,
         cache=_path(_CACHE.value),
@@ -126,9 +129,9 @@ def _check_images():
         raise UserError(
             "--encoder needs --source=SOURCE: digits, folder:PATH, npz:FILE, tfds:NAME."
         )
-    check_source(_SOURCE.value, split=_SPLIT.value)
+    check_source(_SOURCE.value, classes=_CLASSES.value, split=_SPLIT.value)
     if _test_source() is not None:
-        check_source(_test_source(), split=_TEST_SPLIT.value)
+        check_source(_test_source(), classes=_CLASSES.value, split=_TEST_SPLIT.value)
 
 
 def _check_features(protocols):

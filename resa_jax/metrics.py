@@ -47,9 +47,8 @@ class MetricsWriter:
     """Writes a run's records, on process 0, and stops the run when the loss is not finite.
 
     `hold` keeps a step's metrics, still being computed, and deals with those of the step before, so
-    that reading them never makes the device wait. A step stands once in `metrics.jsonl`: starting at
-    a step drops the records after it, which an interrupted run wrote and this one will write
-    again. To be used as a context manager.
+    that reading them never makes the device wait. A step stands once in `metrics.jsonl`: starting
+    at one drops the records after it, which an interrupted run wrote and this one will write again. To be used as a context manager.
     """
 
     def __init__(

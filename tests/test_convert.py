@@ -604,13 +604,13 @@ def test_features_equal_pytorchs(name, tmp_path):
         expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     with jax.enable_x64(True):
         lines = convert(tmp_path / "authors.pth.tar", tmp_path / "export", arch=name)
-        encodings = load_encoder(tmp_path / "export")(images)
+        encodings = np.asarray(load_encoder(tmp_path / "export")(images))
     assert np.abs(encodings - expected).max() < 1e-9 * np.abs(expected).max()
     assert any(line.endswith("epoch, optimizer") for line in lines)
     checked = next(line for line in lines if line.startswith("checked: encodings differ"))
     assert float(checked.split(" by ")[1].split()[0]) < 1e-9
     # And in float32, where most will use it.
-    encodings = load_encoder(tmp_path / "export")(images.astype(np.float32))
+    encodings = np.asarray(load_encoder(tmp_path / "export")(images.astype(np.float32)))
     assert np.abs(encodings - expected).max() < 1e-4 * np.abs(expected).max()
 
 

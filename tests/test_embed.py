@@ -106,7 +106,8 @@ def test_neighbours_of_an_image_of_the_source(tmp_path):
     features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     arrays = {"h": features, "labels": source.labels[:30], "indices": np.arange(30)}
     images = Collection(source, "digits", arrays)
-    text = images.find_neighbours(["7"], None, 5, tmp_path / "x.npz")
+    encode = lambda image: pytest.fail("an image of the source has its encoding already")
+    text = images.find_neighbours(["7"], encode, 5, tmp_path / "x.npz")
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     similarities = unit @ unit[7]
     similarities[7] = -2
@@ -115,9 +116,9 @@ def test_neighbours_of_an_image_of_the_source(tmp_path):
     assert [row["path"] for row in rows] == expected
     assert expected[0] in text
     with pytest.raises(UserError, match="has images 0 to 1796"):
-        images.find_neighbours(["5000"], None, 5, tmp_path / "x.npz")
+        images.find_neighbours(["5000"], encode, 5, tmp_path / "x.npz")
     with pytest.raises(UserError, match="ask for fewer"):
-        images.find_neighbours(["7"], None, 30, tmp_path / "x.npz")
+        images.find_neighbours(["7"], encode, 30, tmp_path / "x.npz")
 
 
 def test_query_encoder_agrees_with_load_encoder(workdir):

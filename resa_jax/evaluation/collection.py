@@ -112,10 +112,10 @@ class Collection:
         montage(strips, captions).save(picture)
         return f"{number} groups are in {table} and {picture}."
 
-    def _image(self, row: int) -> UInt8[np.ndarray, "_ _ 3"]:
+    def _image(self, row: int | np.integer) -> UInt8[np.ndarray, "_ _ 3"]:
         return self._source[int(self._arrays["indices"][row])]
 
-    def _class(self, row: int) -> str:
+    def _class(self, row: int | np.integer) -> str:
         label = int(self._arrays["labels"][row])
         return "" if label < 0 else self._source.class_names[label]
 

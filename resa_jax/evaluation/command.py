@@ -43,6 +43,7 @@ class Request:
     split: str
     test_source: str | None
     test_split: str
+    classes: str | None
     seed: int
     all_checkpoints: bool
     cache: Path | None
@@ -104,6 +105,7 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, Path 
                 "weights_fingerprint": network.fingerprint(),
                 "source": _source_title(request.source, request.split),
                 "test_source": _test_title(protocol, request),
+                "classes": request.classes,
                 "preprocessing": dataclasses.asdict(preprocessing),
             }
             yield (
@@ -118,7 +120,7 @@ def open_labelled_sources(protocols, request: Request) -> tuple[Source, Source |
     Raises:
       UserError: one of them has no labels.
     """
-    options = {"canvas": 512, "on_bad_image": request.on_bad_image}
+    options = {"classes": request.classes, "on_bad_image": request.on_bad_image}
     source = open_source(request.source, split=request.split, **options)
     test_source = None
     only_clustering = all(isinstance(protocol, Clustering) for protocol in protocols)

@@ -175,7 +175,7 @@ class Sample:
         same = int((self.labels[near] == self.labels[row]).sum())
         return f"{self.source.class_names[self.labels[row]]}\n{same} of {len(near)} same"
 
-    def _image(self, row: int) -> np.ndarray:
+    def _image(self, row: int | np.integer) -> np.ndarray:
         return self.source[int(self.indices[row])]
 
 

@@ -1,0 +1,138 @@
+"""`evaluate` on images: what is scored, what is recorded and where, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from evaluation_run import make_run
+
+from resa_jax.data.sources import open_source
+from resa_jax.encoder import load_encoder
+from resa_jax.errors import UserError
+from resa_jax.evaluation import knn
+from resa_jax.evaluation.command import Request, evaluate_encoders, find_workdir
+from resa_jax.evaluation.protocols import create_protocol
+from resa_jax.evaluation.tables import format_result
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Two npz files of digits, 150 to train and 50 to test on."""
+    folder, source = tmp_path_factory.mktemp("digits"), open_source("digits")
+    images = np.stack([source[row] for row in range(200)])
+    np.savez(folder / "train.npz", images=images[:150], labels=source.labels[:150])
+    np.savez(folder / "test.npz", images=images[150:], labels=source.labels[150:200])
+    np.savez(folder / "plain.npz", images=images[:40])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, digits):
+    path = tmp_path_factory.mktemp("command") / "run"
+    return make_run(path, f"data.source=npz:{digits / 'train.npz'}")
+
+
+def make_request(digits, encoder, **changes):
+    request = Request(
+        encoder=encoder,
+        arch=None,
+        network="ema",
+        source=f"npz:{digits / 'train.npz'}",
+        split="train",
+        test_source=f"npz:{digits / 'test.npz'}",
+        test_split="test",
+        classes=None,
+        seed=0,
+        all_checkpoints=False,
+        cache=None,
+        image_size=None,
+        resize=None,
+        batch_size=64,
+        on_bad_image="error",
+    )
+    return dataclasses.replace(request, **changes)
+
+
+def test_result_and_record(digits, workdir):
+    protocols = [create_protocol(name) for name in ("knn-weighted", "knn-cifar")]
+    first = list(evaluate_encoders(protocols, make_request(digits, workdir / "encoder")))
+    again = list(evaluate_encoders(protocols, make_request(digits, workdir)))
+    encoder, sets = load_encoder(workdir), []
+    for name in ("train", "test"):
+        arrays = np.load(digits / f"{name}.npz")
+        sets += [np.asarray(encoder(arrays["images"])), arrays["labels"].astype(int)]
+    expected = {f"k{k}": scores for k, scores in knn.knn_weighted(*sets).items()}
+    (weighted, path), (cifar, _) = first
+    assert weighted["results"] == expected
+    assert cifar["results"] == {"k5": knn.knn_cifar(*sets)}
+    assert [result["results"] for result, _ in again] == [expected, cifar["results"]]
+    assert path == workdir / "evaluation" / "knn-weighted.json"
+    record = json.loads(json.dumps(weighted))
+    assert record["protocol"] == "knn-weighted"
+    assert record["hyperparameters"] == {"ks": [5, 10, 20], "temperature": 0.07}
+    assert record["encoder"] == str(workdir / "encoder")
+    assert (record["step"], record["network"], record["seed"]) == (4, "ema", 0)
+    assert record["source"].endswith("train.npz") and record["test_source"].endswith("test.npz")
+    assert (record["num_train"], record["num_test"], record["num_classes"]) == (150, 50, 10)
+    assert record["preprocessing"]["mean"] == [0.3, 0.3, 0.3]
+    text = format_result(weighted)
+    assert "step 4; 150 to train, 50 to test, 10 classes" in text
+    assert f"{expected['k20']['top5']:.2f}" in text.splitlines()[-1]
+
+
+def test_all_checkpoints_are_clustered(digits, workdir):
+    request = make_request(digits, workdir, all_checkpoints=True)
+    results = list(evaluate_encoders([create_protocol("clustering")], request))
+    assert [path.name for _, path in results] == [
+        "clustering-step2.json",
+        "clustering-step4.json",
+    ]
+    for result, _ in results:
+        assert list(result["results"]) == ["h", "p0", "p1", "z"]
+        assert result["num_test"] is None
+    assert results[0][0]["results"] != results[1][0]["results"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "protocol", "words"),
+    [
+        ({"source": "plain"}, "knn-cifar", "has no labels, which protocol knn-cifar needs"),
+        ({"resize": 4}, "knn-cifar", "--resize=4 is smaller than the 8 pixels"),
+        ({"source": "test", "test_source": None}, "knn-weighted", None),
+    ],
+)
+def test_requests(digits, workdir, changes, protocol, words):
+    if "source" in changes:
+        changes = changes | {"source": f"npz:{digits / changes['source']}.npz"}
+    request = make_request(digits, workdir, **changes)
+    if words is None:
+        ((result, path),) = evaluate_encoders([create_protocol(protocol)], request)
+        assert result["test_source"].startswith("one in five of npz:")
+        assert (result["num_train"], result["num_test"]) == (40, 10)
+        assert path.name.startswith("knn-weighted-npz-")  # not the run's own source
+        return
+    with pytest.raises(UserError, match=words):
+        list(evaluate_encoders([create_protocol(protocol)], request))
+
+
+@pytest.mark.parametrize(
+    ("own", "normalization", "used"),
+    [
+        ("0.5071,0.4865,0.4409", "authors", (0.4914, 0.4822, 0.4465)),
+        ("0.5071,0.4865,0.4409", "matched", (0.5071, 0.4865, 0.4409)),
+        ("0.3,0.3,0.3", "authors", (0.3, 0.3, 0.3)),
+    ],
+)
+def test_normalization_of_the_cifar_protocols(digits, tmp_path, own, normalization, used):
+    workdir = make_run(tmp_path / "run", f"data.mean=({own})", steps=(1,))
+    protocol = create_protocol("knn-cifar", normalization=normalization)
+    ((result, _),) = evaluate_encoders([protocol], make_request(digits, workdir))
+    assert result["preprocessing"]["mean"] == used
+    assert result["hyperparameters"]["normalization"] == normalization
+
+
+def test_workdir_of_an_encoder(workdir, tmp_path):
+    for place in ("", "encoder", "checkpoints/4"):
+        assert find_workdir(workdir / place) == workdir
+    assert find_workdir(tmp_path) is None
