@@ -14,8 +14,8 @@ Usage: launch/local_processes.sh [OPTIONS] -- --config=FILE.py[:VARIANT] --workd
   --help          print this
 
 What follows -- goes to python -m resa_jax.main. The processes' numbers and ids are printed first, so
-that one can be sent a signal. SIGTERM or Ctrl-C here go to all. When one process fails, all are
-killed and the exit code is the failed one's.
+that one can be sent a signal. SIGTERM or Ctrl-C here lets all save and leave, a second one kills
+them. When one process fails, all are killed and the exit code is the failed one's.
 TEXT
 }
 
@@ -62,19 +62,25 @@ for ((id = 0; id < processes; id++)); do
 done
 $dry_run && exit 0
 
+# The first TERM or INT lets the processes save and leave, the second kills them.
+signalled=0
 stop() {
-  kill "-$1" "${children[@]}" 2>/dev/null || true
+  signalled=$((signalled + 1))
+  local signal=TERM
+  ((signalled == 1)) || signal=KILL
+  kill "-$signal" "${children[@]}" 2>/dev/null || true
 }
-trap 'stop TERM' TERM INT
-trap 'stop KILL' EXIT
+trap stop TERM INT
+trap 'kill -KILL "${children[@]}" 2>/dev/null || true' EXIT
 
-for ((left = processes; left > 0; left--)); do
-  code=0
+left=$processes
+while ((left)); do
+  code=0 seen=$signalled
   wait -n "${children[@]}" || code=$?
-  if ((code > 128)) && kill -0 "${children[@]}" 2>/dev/null; then
-    left=$((left + 1)) # a signal came to this script, not the end of a process
-  elif ((code)); then
+  ((signalled == seen)) || continue # a signal to this script, not the end of a process
+  if ((code)); then
     echo "error: a process ended with code $code; the others are killed." >&2
     exit "$code"
   fi
+  left=$((left - 1))
 done

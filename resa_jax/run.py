@@ -145,8 +145,6 @@ def finish(
     params, batch_stats = state.ema_params, state.ema_batch_stats
     if network == "online":
         params, batch_stats = state.params, state.batch_stats
-    baselines = config.eval.baselines and evaluation.labelled
-    table = _compare(programs, evaluation, state) if baselines else None
     export_encoder(
         workdir / "encoder",
         spec,
@@ -155,6 +153,8 @@ def finish(
         network=network,
         step=int(state.step),
     )
+    baselines = config.eval.baselines and evaluation.labelled
+    table = _compare(programs, evaluation, state) if baselines else None
     if jax.process_index() > 0:
         return
     if table is not None:

@@ -74,7 +74,7 @@ class OnlineEvaluation:
     def labelled(self) -> bool:
         """Whether there are classes to compare with."""
         source, rows = self._bank
-        return source.labels is not None and len(np.unique(source.labels[rows])) > 1
+        return source.is_labelled and len(np.unique(source.labels[rows])) > 1
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """The scores as `eval/...`: accuracies in percent, silhouette, ARI and NMI.
@@ -138,7 +138,7 @@ class OnlineEvaluation:
         encodings, embeddings = (
             np.concatenate(parts)[: len(rows)] for parts in zip(*gathered, strict=True)
         )
-        labels = None if source.labels is None else source.labels[rows]
+        labels = source.labels[rows] if source.is_labelled else None
         return encodings, embeddings, labels
 
 

@@ -1,0 +1,51 @@
+"""The command `resa_jax.main`, for tests with several processes: it also notes what it trained on.
+
+Environment:
+  TEST_INDICES: each process appends "STEP INDICES" of its part of every batch to TEST_INDICES.ID.
+  TEST_FSDP_BYTES: the size from which fsdp splits a tensor, since those of the tests are small.
+  JAX_ENABLE_X64: the networks start, and so stay, in float64.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from resa_jax import main, programs, sharding, train_loop
+from resa_jax.cli import run
+from resa_jax.method import init_networks
+
+
+def noting(stream):
+    """The batches, each written down when the loop takes it."""
+
+    class Stream:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            stream.close()
+
+        def __next__(self):
+            batch = next(stream)
+            with open(f"{os.environ['TEST_INDICES']}.{jax.process_index()}", "a") as file:
+                print(*batch["indices"], file=file)
+            return batch
+
+    return Stream()
+
+
+def in_float64(config, key):
+    trees = init_networks(config, key)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trees)
+
+
+if __name__ == "__main__":
+    if "TEST_INDICES" in os.environ:
+        batches = train_loop.batches
+        train_loop.batches = lambda *args, **options: noting(batches(*args, **options))
+    if "TEST_FSDP_BYTES" in os.environ:
+        sharding._FSDP_MIN_BYTES = int(os.environ["TEST_FSDP_BYTES"])
+    if jax.config.jax_enable_x64:
+        programs.init_networks = in_float64
+    run(main.main, overrides=True)
