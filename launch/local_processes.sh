@@ -24,6 +24,16 @@ fail() {
   exit 2
 }
 
+# Prints a command as one would type it.
+show() {
+  local word line=""
+  for word; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    line+=" $word"
+  done
+  echo "${line# }"
+}
+
 processes=2 devices=1 port="" dry_run=false
 while (($#)); do
   case $1 in
@@ -53,7 +63,7 @@ for ((id = 0; id < processes; id++)); do
   command=(python -m resa_jax.main "$@" "--coordinator_address=127.0.0.1:$port"
     "--num_processes=$processes" "--process_id=$id")
   if $dry_run; then
-    echo "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices ${command[*]@Q} &"
+    echo "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices $(show "${command[@]}") &"
     continue
   fi
   "${command[@]}" &

@@ -36,11 +36,20 @@ fail() {
   exit 2
 }
 
+# Prints a command as one would type it.
+show() {
+  local word line=""
+  for word; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    line+=" $word"
+  done
+  echo "${line# }"
+}
+
 # Runs a command, or prints it.
 call() {
   if $dry_run; then
-    printf '%q ' "$@"
-    echo
+    show "$@"
   else
     "$@"
   fi
@@ -96,7 +105,7 @@ curl -LsSf https://astral.sh/uv/install.sh | sh && \$HOME/.local/bin/uv venv --a
 run() {
   ((${#arguments[@]})) || fail "--config and --workdir are needed after --."
   local command
-  command="python -m resa_jax.main$(printf ' %q' "${arguments[@]}")"
+  command=$(show python -m resa_jax.main "${arguments[@]}")
   on_hosts all "cd resa_jax && source .venv/bin/activate && \
 (nohup $command > run.log 2>&1 < /dev/null & echo \$! > run.pid)"
 }
@@ -135,7 +144,9 @@ launch() {
         return
       fi
       sleep 60
-      [[ $(state) == ACTIVE ]] || break # preempted
+      now=$(state || echo unknown)
+      [[ $now != FAILED && $now != SUSPEND* ]] || break # preempted
+      [[ $now == ACTIVE ]] || continue
       now=$(progress || echo unknown)
       echo "$name: $now"
       case $now in

@@ -42,6 +42,10 @@ class WallTime:
         parts = {name: self._spent[name] for name in names}
         return parts | {"step": time.perf_counter() - self._start - sum(parts.values())}
 
+    def record(self) -> dict[str, float]:
+        """`split` as a record, `seconds/...`."""
+        return {f"seconds/{part}": seconds for part, seconds in self.split().items()}
+
 
 class MetricsWriter:
     """Writes a run's records, on process 0, and stops the run when the loss is not finite.

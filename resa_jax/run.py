@@ -1,6 +1,7 @@
 """The steps around the train loop: opening a run's data, and leaving its encoder behind."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -14,7 +15,6 @@ from resa_jax.encoder import EncoderSpec, export_encoder, read_encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation.clustering import compare_features, format_table
 from resa_jax.evaluation.online import OnlineEvaluation
-from resa_jax.metrics import WallTime
 from resa_jax.programs import Programs
 from resa_jax.sharding import batch_sharding
 from resa_jax.step import TrainState
@@ -69,6 +69,17 @@ def measure_statistics(config: ConfigDict, source: Source) -> ConfigDict:
         if config.data[name] == "auto":
             config.data[name] = tuple(round(float(x), 4) for x in value)
     return config
+
+
+def describe(config: ConfigDict, mesh: Mesh, source: Source, total_steps: int) -> str:
+    """A line that says what is about to run, and where."""
+    kinds = sorted({device.device_kind for device in mesh.devices.flat})
+    return (
+        f"{config.encoder.name} on {len(source)} images of {config.data.source}: {total_steps} steps "
+        f"of {config.batch_size} images on {mesh.size} x {' and '.join(kinds)}, "
+        f"{jax.process_count()} process(es); the loss of chance is ln {config.batch_size} = "
+        f"{math.log(config.batch_size):.3f}."
+    )
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> tuple[jax.Array, jax.Array]:
@@ -137,7 +148,6 @@ def finish(
     programs: Programs,
     evaluation: OnlineEvaluation,
     state: TrainState,
-    clock: WallTime,
 ) -> None:
     """Exports the encoder and says where it is and how to use it."""
     spec = EncoderSpec.from_config(config)
@@ -162,9 +172,7 @@ def finish(
         path = workdir / "evaluation" / "baselines.json"
         path.write_text(json.dumps(table, indent=2) + "\n")
         print(f"\n{format_table(table)}")
-    seconds = ", ".join(f"{part} {spent:.1f}" for part, spent in clock.split().items())
-    print(f"\nSeconds: {seconds}.")
-    print(_usage(config, workdir))
+    print(f"\n{_usage(config, workdir)}")
 
 
 def _compare(programs, evaluation, state):

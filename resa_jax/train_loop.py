@@ -15,6 +15,7 @@ from resa_jax.metrics import MetricsWriter, WallTime
 from resa_jax.programs import compile_programs
 from resa_jax.run import (
     check_batch_size,
+    describe,
     finish,
     initialize_from,
     is_due,
@@ -75,6 +76,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
             ) as stream,
             Preemption() as preemption,
         ):
+            writer.say(describe(config, mesh, source, total_steps))
             first_step = saved.latest_step
             if first_step == 0:
                 state = initialize_from(config, programs.init())
@@ -108,6 +110,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
                         f"--workdir={workdir}, goes on from there."
                     )
                     return last_metrics(workdir)
+            writer.write(total_steps, clock.record())
 
-        finish(config, workdir, programs, evaluation, state, clock)
+        finish(config, workdir, programs, evaluation, state)
     return last_metrics(workdir)
