@@ -109,8 +109,8 @@ def measure(name: str) -> dict[str, float | None]:
 def forward_flops(spec: EncoderSpec) -> float:
     """FLOPs of one image's forward pass, as XLA counts them in the program before optimisation.
 
-    Products with a convolution's zero padding do not count (3 % of a ResNet-50's at 224 pixels, 13 %
-    of a ResNet-18's at 34), so the MFU of ConvNets is a little lower than by the usual count.
+    Products with a convolution's zero padding do not count (3 % of a ResNet-50's at 224 pixels,
+    13 % of a ResNet-18's at 34), so the MFU of ConvNets is a little lower than by the usual count.
     """
     encoder = nnx.eval_shape(
         lambda: create_encoder(

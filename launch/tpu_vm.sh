@@ -125,7 +125,7 @@ delete() {
 # running, finished, or ended before the last step
 progress() {
   on_hosts 0 "if pgrep -F resa_jax/run.pid > /dev/null; then echo running; \
-elif test -e $workdir/encoder/encoder.json; then echo finished; else echo ended; fi"
+elif test -e $(show "$workdir/encoder/encoder.json"); then echo finished; else echo ended; fi"
 }
 
 launch() {

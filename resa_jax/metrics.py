@@ -52,7 +52,8 @@ class MetricsWriter:
 
     `hold` keeps a step's metrics, still being computed, and deals with those of the step before, so
     that reading them never makes the device wait. A step stands once in `metrics.jsonl`: starting
-    at one drops the records after it, which an interrupted run wrote and this one will write again. To be used as a context manager.
+    at one drops the records after it, which an interrupted run wrote and this one will write
+    again. To be used as a context manager.
     """
 
     def __init__(

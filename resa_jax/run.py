@@ -75,8 +75,8 @@ def describe(config: ConfigDict, mesh: Mesh, source: Source, total_steps: int) -
     """A line that says what is about to run, and where."""
     kinds = sorted({device.device_kind for device in mesh.devices.flat})
     return (
-        f"{config.encoder.name} on {len(source)} images of {config.data.source}: {total_steps} steps "
-        f"of {config.batch_size} images on {mesh.size} x {' and '.join(kinds)}, "
+        f"{config.encoder.name} on {len(source)} images of {config.data.source}: {total_steps} "
+        f"steps of {config.batch_size} images on {mesh.size} x {' and '.join(kinds)}, "
         f"{jax.process_count()} process(es); the loss of chance is ln {config.batch_size} = "
         f"{math.log(config.batch_size):.3f}."
     )
