@@ -81,7 +81,7 @@ stop() {
   kill "-$signal" "${children[@]}" 2>/dev/null || true
 }
 trap stop TERM INT
-trap 'kill -KILL "${children[@]}" 2>/dev/null || true' EXIT
+trap 'kill -KILL "${children[@]}" 2>/dev/null || true; wait' EXIT
 
 left=$processes
 while ((left)); do

@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resa_jax.data.sources import Source, open_source
-from resa_jax.encoder import EncoderSpec, export_encoder, read_encoder
+from resa_jax.encoder import EncoderSpec, export_encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation.clustering import compare_features, format_table
 from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.programs import Programs
 from resa_jax.sharding import batch_sharding
 from resa_jax.step import TrainState
+from resa_jax.weights import read_networks
 
 
 # Images of which data.mean = "auto" takes the statistics.
@@ -96,21 +97,34 @@ def is_due(every_epochs: int, step: int, steps_per_epoch: int) -> bool:
 
 
 def initialize_from(config: ConfigDict, state: TrainState) -> TrainState:
-    """Puts the encoder of `config.init_from`, where given, into both networks of a new state."""
+    """Puts the weights of `config.init_from`, where given, into a new state.
+
+    A full checkpoint of the authors' code fills all networks; an encoder goes into both.
+    """
     if config.init_from is None:
         return state
-    spec, params, batch_stats = read_encoder(Path(config.init_from), arch=config.encoder.name)
+    spec, networks = read_networks(Path(config.init_from), arch=config.encoder.name)
     if spec.name != config.encoder.name:
         raise UserError(
             f"config.init_from={config.init_from} holds a {spec.name}, but config.encoder.name is "
             f"{config.encoder.name}."
         )
-    networks = {name: dict(tree) for name, tree in vars(state).items() if isinstance(tree, dict)}
-    for name, tree in networks.items():
-        if "encoder" in tree:
-            weights = batch_stats if name.endswith("batch_stats") else params
-            tree["encoder"] = _like(tree["encoder"], weights, config.init_from)
-    return TrainState(**(vars(state) | networks))
+    if "predictor" in networks["params"] and not config.predictor:
+        raise UserError(
+            f"config.init_from={config.init_from} holds a predictor; set config.predictor=true, or "
+            "convert its encoder alone."
+        )
+    fields = vars(state)
+    changed = {
+        part: fields[part]
+        | {
+            child: _like(fields[part][child], weights, config.init_from)
+            for child, weights in children.items()
+        }
+        for part, children in networks.items()
+        if fields[part]  # a recipe without a momentum network has empty EMA trees
+    }
+    return TrainState(**(fields | changed))
 
 
 def _like(old, new, path):

@@ -1,0 +1,76 @@
+"""The collectives of a data-parallel step are those of docs/scaling.md, in number and size."""
+
+import re
+from collections import Counter
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.scaling_model import collectives
+from resa_jax.config import resolve
+from resa_jax.method import create_method, init_networks
+from resa_jax.optimizer import create_optimizer
+from resa_jax.recipes import default_config
+from resa_jax.schedule import warmup_cosine
+from resa_jax.sharding import batch_sharding, create_mesh, replicated
+from resa_jax.step import create_train_state, make_train_step
+
+
+BATCH = 48  # no width of the networks
+
+
+def recipe(name):
+    config = default_config()
+    config.batch_size = BATCH
+    config.predictor = True
+    config.encoder.update({"name": name, "image_size": 8})
+    config.projector.update({"hidden_size": 40, "output_size": 20})
+    if name.startswith("vit"):
+        config.encoder.update({"width": 64, "depth": 1, "patch_size": 4})
+    else:
+        config.encoder.width = 4
+    resolve(config)
+    return config
+
+
+def compiled_step(config, num_devices):
+    """The optimised program of the train step."""
+    mesh = create_mesh(jax.devices()[:num_devices])
+    method, frozen = create_method(config)
+    schedule = warmup_cosine(0.1, 0.01, 10)
+    optimizer = create_optimizer("sgd", schedule, 1e-3, frozen)
+    step = make_train_step(method, optimizer, schedule, schedule)
+
+    def init(key):
+        return create_train_state(*init_networks(config, key), optimizer, ema=True)
+
+    def struct(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        state = jax.tree.map(lambda leaf: struct(leaf, replicated(mesh)), shapes)
+        view = jax.ShapeDtypeStruct((BATCH, 8, 8, 3), jnp.float32, sharding=batch_sharding(mesh))
+        whole = replicated(mesh)
+        return jax.jit(step, out_shardings=(whole, whole)).lower(state, (view, view)).compile()
+
+
+def found_collectives(hlo):
+    """Arrays that each kind of collective gives out, by number of elements."""
+    pattern = r"= (\(?[a-z0-9]+\[.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    found = {}
+    for shapes, kind in re.findall(pattern, hlo):
+        for dims in re.findall(r"[a-z]+[0-9]+\[([\d,]*)\]", shapes):
+            size = prod(int(n) for n in dims.split(",") if n)
+            found.setdefault(kind, Counter())[size] += 1
+    return found
+
+
+@pytest.mark.parametrize("num_devices", [4, 8])
+@pytest.mark.parametrize("name", ["resnet18_small", "vit_s16"])
+def test_collectives(name, num_devices):
+    config = recipe(name)
+    found = found_collectives(compiled_step(config, num_devices).as_text())
+    assert found == collectives(config)
