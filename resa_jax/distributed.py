@@ -50,7 +50,7 @@ def _leave(error):
     if isinstance(error, UserError | FloatingPointError):
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    elif isinstance(error, jax.errors.JaxRuntimeError):
+    elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
         print(
             f"error: {error}\nAnother process of the run has died or cannot be reached. "
             "The last checkpoint is whole: start all processes again with the same --workdir.",

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -150,6 +151,7 @@ def is_finished(workdir: Path, total_steps: int) -> bool:
 
 def last_metrics(workdir: Path) -> dict[str, int | float]:
     """The last value of every metric that the run has recorded."""
+    multihost_utils.sync_global_devices("metrics.jsonl")  # process 0 may be writing still
     metrics = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         metrics |= json.loads(line)

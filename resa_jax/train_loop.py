@@ -55,7 +55,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
         workdir = claim_workdir(workdir, config)
 
         if is_finished(workdir, total_steps):
-            print(f"{workdir} holds a finished run of {total_steps} steps; nothing is left to do.")
+            if jax.process_index() == 0:
+                print(f"{workdir} holds a finished run of {total_steps} steps; nothing is left.")
             return last_metrics(workdir)
 
         with clock("compile"):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.scaling_model import collectives
+from benchmarks.scaling_model import collectives, network_shapes
 from resa_jax.config import resolve
 from resa_jax.method import create_method, init_networks
 from resa_jax.optimizer import create_optimizer
@@ -59,7 +59,8 @@ def compiled_step(config, num_devices):
 
 def found_collectives(hlo):
     """Arrays that each kind of collective gives out, by number of elements."""
-    pattern = r"= (\(?[a-z0-9]+\[.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    pattern = rf"= (\(?[a-z0-9]+\[.*?) ({kinds})(?:-start)?\("
     found = {}
     for shapes, kind in re.findall(pattern, hlo):
         for dims in re.findall(r"[a-z]+[0-9]+\[([\d,]*)\]", shapes):
@@ -73,4 +74,4 @@ def found_collectives(hlo):
 def test_collectives(name, num_devices):
     config = recipe(name)
     found = found_collectives(compiled_step(config, num_devices).as_text())
-    assert found == collectives(config)
+    assert found == collectives(config, network_shapes(config))

@@ -336,9 +336,14 @@ def test_all_networks_of_a_full_checkpoint(vit, tmp_path):
 
 
 def test_networks_of_an_encoder_alone(tmp_path):
-    path = save(tmp_path / "encoder.safetensors", weights(IMAGENET))
+    tensors = weights(IMAGENET)
+    path = save(tmp_path / "encoder.safetensors", tensors)
     spec, trees = read_networks(path)
     assert spec.name == "resnet18"
+    kernel = trees["params"]["encoder"]["conv1"]["kernel"]  # height, width, in, out
+    np.testing.assert_array_equal(
+        kernel, np.einsum("oihw->hwio", tensors["conv1.weight"]), strict=True
+    )
     assert {name: set(tree) for name, tree in trees.items()} == {
         name: {"encoder"} for name in ("params", "batch_stats", "ema_params", "ema_batch_stats")
     }

@@ -122,10 +122,11 @@ class OnlineEvaluation:
         if not params:
             params, batch_stats = state.params, state.batch_stats
         outputs = []
+        batch_size = self._config.eval.batch_size
         for batch in evaluation_batches(
             source,
             rows=rows,
-            batch_size=self._config.eval.batch_size,
+            batch_size=batch_size + -batch_size % self._mesh.size,  # what the devices divide
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ):
