@@ -202,12 +202,13 @@ def tables() -> str:
                     ", ".join(_short(1e3 * t) for t in seconds(step, device, devices))
                     for device in (H100, V5P)
                 ]
-                lines.append(
-                    f"| {batch:,} | {devices:,} | {batch // devices:,} | {_short(step.network / 1e12)} "
-                    f"| {_short(step.similarity / 1e9)} | {_short(step.matrices / 1e6)} "
-                    f"| {_short(step.gathered / 1e6)} | {_short(step.reduced / 1e6)} | {times[0]} "
-                    f"| {times[1]} |"
+                columns = (
+                    *(f"{batch:,}", f"{devices:,}", f"{batch // devices:,}"),
+                    *(_short(step.network / 1e12), _short(step.similarity / 1e9)),
+                    *(_short(n / 1e6) for n in (step.matrices, step.gathered, step.reduced)),
+                    *times,
                 )
+                lines.append(f"| {' | '.join(columns)} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -27,6 +27,7 @@ FLOAT64 = {"JAX_ENABLE_X64": "1"}
 DIGITS = "configs/digits.py:smoke"
 # 40 images, batches of 8, a checkpoint every 5 steps.
 STEPS_PER_EPOCH = 5
+STEPS = 120
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,8 @@ def assert_same(a, b):
 
 
 def source(images, steps, **overrides):
-    return {"data.source": f"folder:{images}", "steps": steps, **overrides}
+    options = {"data.source": f"folder:{images}", "steps": steps, "checkpoint.every_epochs": 1}
+    return options | overrides
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +200,9 @@ def test_one_step_in_float32(
 
 @pytest.fixture(scope="module")
 def unbroken(images, tmp_path_factory):
-    """200 steps of two processes."""
+    """A run of two processes."""
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    finished(workdir, 2, 1, **source(images, 200))
+    finished(workdir, 2, 1, **source(images, STEPS))
     return workdir
 
 
@@ -208,12 +210,12 @@ def unbroken(images, tmp_path_factory):
 def stopped(images, tmp_path_factory):
     """The same run, of which one process got SIGTERM in mid-epoch; and the step it stopped at."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
-    with Run(workdir, 2, 1, **source(images, 200)) as run:
+    with Run(workdir, 2, 1, **source(images, STEPS)) as run:
         run.wait_for(STEPS_PER_EPOCH + 2)
         run.processes[1].send_signal(signal.SIGTERM)
         outputs = run.finish()
     step = checkpoints(workdir)[-1]
-    assert STEPS_PER_EPOCH < step < 200
+    assert STEPS_PER_EPOCH < step < STEPS
     assert f"step {step} is saved" in outputs[0]
     # Only process 0 speaks; Gloo says for each process when it is connected.
     assert [line for line in outputs[1].splitlines() if "[Gloo]" not in line] == []
@@ -228,7 +230,7 @@ def copy(stopped, folder):
 
 def test_sigterm_stops_all_and_the_same_number_resumes_bitwise(images, unbroken, stopped, tmp_path):
     workdir, step = copy(stopped, tmp_path)
-    finished(workdir, 2, 1, **source(images, 200))
+    finished(workdir, 2, 1, **source(images, STEPS))
     assert_same(state(workdir), state(unbroken))
     assert losses(workdir) == losses(unbroken)
     assert stream(workdir) == stream(unbroken)[step:]
@@ -241,7 +243,7 @@ def test_another_number_of_processes_continues_the_stream(
     images, unbroken, stopped, tmp_path, num_processes
 ):
     workdir, step = copy(stopped, tmp_path)
-    finished(workdir, num_processes, 1, **source(images, 200))
+    finished(workdir, num_processes, 1, **source(images, STEPS))
     assert stream(workdir) == stream(unbroken)[step:]
     # The step after the stop has the same loss: the restored state and the views are the same.
     np.testing.assert_allclose(losses(workdir)[step], losses(unbroken)[step], rtol=1e-4)

@@ -59,7 +59,8 @@ def test_command_writes_encodings_neighbours_and_groups(workdir, folder, tmp_pat
         *(f"--query={query}", "--neighbours=3", "--groups=3", "--layers=z"),
     )
     assert result.returncode == 0, result.stderr
-    arrays = np.load(output)
+    with np.load(output) as file:
+        arrays = dict(file)
     assert arrays["encodings"].shape == (12, 64) and arrays["z"].shape == (12, 16)
     assert arrays["class_names"].tolist() == ["a", "b"]
     assert [path.removeprefix(f"{folder}/") for path in arrays["paths"]] == [
@@ -76,7 +77,8 @@ def test_command_writes_encodings_neighbours_and_groups(workdir, folder, tmp_pat
     assert sorted(row["path"] for row in groups) == sorted(arrays["paths"])
     assert {row["group"] for row in groups} == {"0", "1", "2"}
     for kind in ("neighbours", "groups"):
-        assert Image.open(output.with_suffix(f".{kind}.png")).width > 200
+        with Image.open(output.with_suffix(f".{kind}.png")) as picture:
+            assert picture.width > 200
 
     evaluate = run_command("evaluate", f"--features={output}", "--protocol=knn-cifar", "--k=2")
     assert evaluate.returncode == 0, evaluate.stderr

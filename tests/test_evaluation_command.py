@@ -60,8 +60,8 @@ def test_result_and_record(digits, workdir):
     again = list(evaluate_encoders(protocols, make_request(digits, workdir)))
     encoder, sets = load_encoder(workdir), []
     for name in ("train", "test"):
-        arrays = np.load(digits / f"{name}.npz")
-        sets += [np.asarray(encoder(arrays["images"])), arrays["labels"].astype(int)]
+        with np.load(digits / f"{name}.npz") as arrays:
+            sets += [np.asarray(encoder(arrays["images"])), arrays["labels"].astype(int)]
     expected = {f"k{k}": scores for k, scores in knn.knn_weighted(*sets).items()}
     (weighted, path), (cifar, _) = first
     assert weighted["results"] == expected
