@@ -95,10 +95,9 @@ def read_subtree(path: Path, *names: str) -> dict:
         for key in keys[:-1]:
             target = target.setdefault(key, {})
         target[keys[-1]] = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), node)
-    options = ocp.options.PyTreeOptions(
-        loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
-    )
-    with ocp.Context(pytree_options=options):
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
         state = ocp.load_checkpointables(path, {"state": wanted})["state"]
     return {name: _lookup(state, keys) for name, keys in found.items()}
 

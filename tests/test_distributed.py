@@ -168,11 +168,12 @@ def five_steps_in_float64(images, tmp_path_factory):
 LAYOUTS = [
     pytest.param(2, 2, "dp", id="2x2-dp"),
     pytest.param(4, 1, "fsdp", id="4x1-fsdp"),
-    pytest.param(4, 1, "dp", id="4x1-dp", marks=pytest.mark.slow),
-    pytest.param(2, 2, "fsdp", id="2x2-fsdp", marks=pytest.mark.slow),
+    pytest.param(4, 1, "dp", id="4x1-dp"),
+    pytest.param(2, 2, "fsdp", id="2x2-fsdp"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_processes", "devices", "sharding"), LAYOUTS)
 def test_five_steps_in_float64(
     images, five_steps_in_float64, tmp_path, num_processes, devices, sharding
@@ -228,6 +229,7 @@ def copy(stopped, folder):
     return folder / "run", step
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_and_the_same_number_resumes_bitwise(images, unbroken, stopped, tmp_path):
     workdir, step = copy(stopped, tmp_path)
     finished(workdir, 2, 1, **source(images, STEPS))
@@ -236,9 +238,8 @@ def test_sigterm_stops_all_and_the_same_number_resumes_bitwise(images, unbroken,
     assert stream(workdir) == stream(unbroken)[step:]
 
 
-@pytest.mark.parametrize(
-    "num_processes", [pytest.param(1), pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [pytest.param(1), pytest.param(4)])
 def test_another_number_of_processes_continues_the_stream(
     images, unbroken, stopped, tmp_path, num_processes
 ):
@@ -249,6 +250,7 @@ def test_another_number_of_processes_continues_the_stream(
     np.testing.assert_allclose(losses(workdir)[step], losses(unbroken)[step], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_the_run_resumes(images, tmp_path):
     workdir = tmp_path / "run"
     with Run(workdir, 2, 1, **source(images, 100_000)) as run:
@@ -264,6 +266,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(images, tmp_path):
         assert f"Going on after step {last}" in run.finish()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_imagenet_vits_on_photographs(tmp_path, num_processes):
     unpack_photographs(tmp_path / "images", count=24)

@@ -151,7 +151,8 @@ def _score_images(protocol, network, preprocessing, source, test_source, request
     if protocol.name not in ON_FEATURES:
         return _train_on_images(protocol, network, preprocessing, source, test_source, request)
     cache = request.cache
-    if cache is None and workdir is not None:
+    # All layers of every checkpoint would fill the disk for the sake of one protocol.
+    if cache is None and workdir is not None and not request.all_checkpoints:
         cache = workdir / "evaluation" / "features"
     layers = network.layers if isinstance(protocol, Clustering) else ("h",)
     sets = []
