@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> None:
         )
     if data.test_source is not None:
         check_source(data.test_source, classes=data.classes, split="test")
+    if config.init_from is not None and not os.path.exists(config.init_from):
+        raise UserError(f"config.init_from={config.init_from}: there is no such file or folder.")
     claim_workdir(_WORKDIR.value, config, write=False)
     processes = find_processes(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
