@@ -95,6 +95,8 @@ def read_subtree(path: Path, *names: str) -> dict:
         for key in keys[:-1]:
             target = target.setdefault(key, {})
         target[keys[-1]] = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), node)
+    if not found:
+        return {}
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
