@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import resa_jax
 from resa_jax.data.sources import Source, open_source
 from resa_jax.errors import UserError
 from resa_jax.evaluation.features import Preprocessing, TrainedNetwork, extract, load_network
@@ -142,7 +143,7 @@ def find_workdir(path: Path) -> Path | None:
         return None
     path = path.absolute()
     for folder in (path, path.parent, path.parent.parent):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file():
             return folder
     return None
 
@@ -216,7 +217,8 @@ def _result(protocol, origin: dict, seed: int, parts) -> dict:
             "num_classes": len(np.unique(train.labels)),
             "results": score(protocol, train, test, seed),
         }
-    versions = {name: version(name) for name in ("jax", "flax", "scikit-learn", "resa_jax")}
+    versions = {name: version(name) for name in ("jax", "flax", "scikit-learn")}
+    versions["resa_jax"] = resa_jax.__version__
     return record | results | {"device": jax.devices()[0].device_kind, "versions": versions}
 
 
