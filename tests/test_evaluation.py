@@ -1,5 +1,10 @@
 """Evaluation protocols against slow NumPy statements and scikit-learn, ties included."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -218,12 +223,15 @@ def test_clustering_of_one_class_is_refused():
         clustering.clustering(np.ones((8, 2)), np.zeros(8, int))
 
 
+@pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize(
     ("n", "num_clusters", "block"), [(300, 5, 64), (256, 3, 64), (333, 80, 32), (100, 4, 128)]
 )
-def test_blocked_silhouette_equals_scikit_learn(n, num_clusters, block, monkeypatch):
+def test_blocked_silhouette_equals_scikit_learn(n, num_clusters, block, num_devices, monkeypatch):
     """Odd and even numbers of blocks, padding, more clusters than rows in a block, lone samples."""
     monkeypatch.setattr(silhouette, "BLOCK", block)
+    local_devices = jax.local_devices()[:num_devices]
+    monkeypatch.setattr(jax, "local_devices", lambda: local_devices)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(n, 16)).astype(np.float32) + 4
     labels = rng.integers(0, num_clusters, n)
@@ -245,3 +253,14 @@ def test_compare_features_uses_the_fixed_split():
         assert table["raw"][name] == pytest.approx(table["longer"][name])
     text = clustering.format_table(table)
     assert [line.split()[0] for line in text.splitlines()] == ["silhouette", "raw", "longer"]
+
+
+def test_silhouette_benchmark(tmp_path):
+    output = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.silhouette", f"--output={output}"]
+    sizes = ["--samples=3000", "--dimension=8", "--classes=5"]
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run([*command, *sizes], cwd=root, check=True, capture_output=True, timeout=120)
+    result = json.loads(output.read_text())
+    assert result["largest_difference"] < 1e-5
+    assert result["samples"] == 3000 and result["blocked"]["seconds"] > 0

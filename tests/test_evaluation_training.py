@@ -112,16 +112,17 @@ def test_linear_imagenet_equals_slow_statement(network, sets):
 
 
 def test_finetune_equals_slow_statement(sets, tmp_path, monkeypatch):
-    """Encoder and head by optax, BatchNorm in train mode, 60 images in batches of 32 and 28.
+    """Encoder and head by optax, BatchNorm in train mode.
 
-    The encoder has BatchNorm (in its stem) and a tensor that must not train (the positions).
+    The eight devices fill a batch of 60 images up to 64, which BatchNorm must not see. The encoder
+    has BatchNorm (in its stem) and a tensor that must not train (the positions).
     """
     train, test, inputs = sets
     network = make_network(
         dataclasses.replace(SPEC, name="vitc_s16", patch_size=4, width=64, depth=1)
     )
     (tmp_path / "list.txt").write_text("a\n")
-    fields = {"epochs": 3, "batch_size": 32, "encoder_rate": 0.1, "head_rate": 4.0}
+    fields = {"epochs": 4, "batch_size": 60, "encoder_rate": 0.1, "head_rate": 4.0}
     protocol = create_protocol("finetune-1", list_file=str(tmp_path / "list.txt"), **fields)
     logits = []
     real = finetune.logits_accuracy
@@ -135,7 +136,7 @@ def test_finetune_equals_slow_statement(sets, tmp_path, monkeypatch):
     state = {"encoder": params, "head": {"kernel": kernel, "bias": jnp.zeros(10)}}
 
     def rate(peak):
-        return lambda step: peak * 32 / 256 * (1 + jnp.cos(jnp.pi * (step // 2) / 3)) / 2
+        return lambda step: peak * 60 / 256 * (1 + jnp.cos(jnp.pi * step / 4)) / 2
 
     optimizer = optax.multi_transform(
         {
@@ -158,15 +159,14 @@ def test_finetune_equals_slow_statement(sets, tmp_path, monkeypatch):
 
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     curve = []
-    for order in orders(2, 3, 60):
-        for rows in (order[:32], order[32:]):
-            gradients, stats = gradient(state, stats, inputs[0][rows], train.labels[rows])
-            updates, moments = optimizer.update(gradients, moments)
-            state = optax.apply_updates(state, updates)
+    for rows in orders(2, 4, 60):
+        gradients, stats = gradient(state, stats, inputs[0][rows], train.labels[rows])
+        updates, moments = optimizer.update(gradients, moments)
+        state = optax.apply_updates(state, updates)
         model = nnx.merge(graphdef, state["encoder"], stats)
         outputs = model(inputs[1], train=False) @ state["head"]["kernel"] + state["head"]["bias"]
         curve.append(np.asarray(outputs))
-    np.testing.assert_allclose(logits[0], curve[0], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(logits, curve, rtol=1e-2, atol=1e-2)
     assert result["finetune"]["last"] == pytest.approx(accuracies(logits[-1], test.labels))
     assert set(result["finetune"]["best"]) == {"top1", "top5", "epoch"}
 

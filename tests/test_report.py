@@ -66,7 +66,7 @@ def test_component_curves_join_training_and_checkpoints(workdir):
 def test_page_is_complete_in_itself(workdir):
     page = render_page(read_run(workdir), [])
     assert "81.25" in page and "97.50" in page and "knn-weighted" in page
-    assert "At epoch 2 the order by ARI is P1 0.520, P0 0.510, H 0.300, Z 0.200." in page
+    assert "At epoch 2 the order by ARI is P1 0.520, P0 0.510, H 0.300, Z 0.200: H does not" in page
     assert "<b>digits</b>" not in page and "&lt;b&gt;digits" in page
     assert "resnet18_small" in page and "warmup_epochs" in page
     links = re.findall(r'(?:src|href)="([^"]{0,30})', page)

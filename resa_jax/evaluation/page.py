@@ -53,7 +53,8 @@ th, td { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid #e7
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12px;
           overflow-wrap: anywhere; }
-.recipe { columns: 2 420px; } .recipe table { width: 100%; break-inside: avoid; }
+.recipe { columns: 2 420px; }
+.recipe table { width: 100%; break-inside: avoid; table-layout: fixed; }
 """
 
 
@@ -153,7 +154,8 @@ def _verdict(record):
         values = {title: y[x.index(epoch)] for title, (x, y) in curves.items()}
         ranking = sorted(values, key=values.get, reverse=True)
         order = ", ".join(f"{title.split()[0]} {values[title]:.3f}" for title in ranking)
-        said.append(f"At epoch {epoch:.3g} the order by {name} is {order}.")
+        leads = "H leads" if ranking[0].startswith("H") else "H does not lead"
+        said.append(f"At epoch {epoch:.3g} the order by {name} is {order}: {leads}.")
     return " ".join(said)
 
 
