@@ -14,9 +14,9 @@ from math import prod
 import jax
 from ml_collections import ConfigDict
 
-from benchmarks.train_step import forward_flops
 from resa_jax.config import load_config
 from resa_jax.encoder import EncoderSpec
+from resa_jax.flops import forward_flops
 from resa_jax.method import create_method, init_networks
 
 

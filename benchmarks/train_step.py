@@ -12,14 +12,11 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import flags
-from flax import nnx
 
 from resa_jax.cli import run
 from resa_jax.config import load_config
-from resa_jax.encoder import EncoderSpec
-from resa_jax.models import create_encoder
+from resa_jax.flops import peak_flops, train_flops
 from resa_jax.programs import compile_programs
 from resa_jax.sharding import batch_sharding, create_mesh
 
@@ -33,17 +30,6 @@ _RECIPES = {
     "vit_s16": ("configs/imagenet_vits.py", 512),
     "resnet50": ("configs/imagenet_resnet50.py", 256),
     "resnet18_cifar": ("configs/cifar10_resnet18.py", 1024),
-}
-# Dense bfloat16 peaks that the makers publish, FLOP/s.
-_PEAKS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v3": 123e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 920e12,
 }
 
 
@@ -88,11 +74,9 @@ def measure(name: str) -> dict[str, float | None]:
         loss = float(metrics["loss"])
         jax.block_until_ready(state)
         seconds = (time.perf_counter() - start) / _STEPS.value
-    # Two views; forward and backward (twice a forward) online, forward in the EMA network.
-    flops = 2 * (3 + 1) * forward_flops(EncoderSpec.from_config(config))
+    flops = train_flops(config)
     rate = config.batch_size / seconds / jax.device_count()
-    kind = jax.devices()[0].device_kind
-    peak = next((peak for name, peak in _PEAKS.items() if kind.startswith(name)), None)
+    peak = peak_flops(jax.devices()[0])
     memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "batch_size": config.batch_size,
@@ -104,28 +88,6 @@ def measure(name: str) -> dict[str, float | None]:
         "mfu_percent": None if peak is None else round(100 * rate * flops / peak, 2),
         "last_loss": round(loss, 4),
     }
-
-
-def forward_flops(spec: EncoderSpec) -> float:
-    """FLOPs of one image's forward pass, as XLA counts them in the program before optimisation.
-
-    Products with a convolution's zero padding do not count (3 % of a ResNet-50's at 224 pixels,
-    13 % of a ResNet-18's at 34), so the MFU of ConvNets is a little lower than by the usual count.
-    """
-    encoder = nnx.eval_shape(
-        lambda: create_encoder(
-            spec.name,
-            image_size=spec.image_size,
-            patch_size=spec.patch_size,
-            width=spec.width,
-            depth=spec.depth,
-            rngs=nnx.Rngs(0),
-        )
-    )
-    graphdef, state = nnx.split(encoder)
-    image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
-    forward = jax.jit(lambda state, image: nnx.merge(graphdef, state)(image, train=False))
-    return forward.lower(state, image).cost_analysis()["flops"]
 
 
 if __name__ == "__main__":

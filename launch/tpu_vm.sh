@@ -105,7 +105,9 @@ curl -LsSf https://astral.sh/uv/install.sh | sh && \$HOME/.local/bin/uv venv --a
 run() {
   ((${#arguments[@]})) || fail "--config and --workdir are needed after --."
   local command
-  command=$(show python -m resa_jax.main "${arguments[@]}")
+  # A run that comes back after a preemption finds its programs compiled.
+  command=$(show env "JAX_COMPILATION_CACHE_DIR=$workdir/compile_cache" \
+    python -m resa_jax.main "${arguments[@]}")
   on_hosts all "cd resa_jax && source .venv/bin/activate && \
 (nohup $command > run.log 2>&1 < /dev/null & echo \$! > run.pid)"
 }

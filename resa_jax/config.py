@@ -18,7 +18,7 @@ from resa_jax.errors import UserError
 
 # Fields that leave the mathematics alone: these alone may change when a run is resumed.
 RESUMABLE = (
-    *("log_every", "sharding", "encoder.remat", "data.workers", "data.test_source"),
+    *("log_every", "profile", "sharding", "encoder.remat", "data.workers", "data.test_source"),
     *("eval.", "checkpoint."),
 )
 
@@ -27,6 +27,7 @@ _OPTIONAL = {
     "steps": int,
     "final_lr": float,
     "init_from": str,
+    "profile": tuple,
     "encoder.patch_size": int,
     "encoder.width": int,
     "encoder.depth": int,
@@ -122,10 +123,16 @@ def check_config(config: ConfigDict) -> None:
             wrong = "a positive number"
         elif name in ("data.mean", "data.std") and value != "auto" and len(value) != 3:
             wrong = "three numbers, one a channel, or auto"
+        elif name == "profile" and value is not None and not _is_window(value):
+            wrong = "two whole numbers from 1, the first step and how many"
         if wrong:
             raise UserError(f"config.{field} is {value!r}; it must be {wrong}.")
     if len(config.views) < 2:
         raise UserError(f"config.views has {len(config.views)} view; ReSA needs two at least.")
+
+
+def _is_window(value):
+    return len(value) == 2 and all(number >= 1 and number == int(number) for number in value)
 
 
 def set_field(config: ConfigDict, field: str, text: str) -> None:

@@ -50,10 +50,11 @@ def _leave(error):
     if isinstance(error, UserError | FloatingPointError):
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    elif isinstance(error, jax.errors.JaxRuntimeError):
         print(
-            f"error: {error}\nAnother process of the run has died or cannot be reached. "
-            "The last checkpoint is whole: start all processes again with the same --workdir.",
+            f"error: {error}\nSo it looks when another process of the run has died or cannot be "
+            "reached; what that one printed says why. The last checkpoint is whole: start all "
+            "processes again with the same --workdir.",
             file=sys.stderr,
         )
     else:

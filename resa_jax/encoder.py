@@ -56,21 +56,22 @@ class EncoderSpec:
             resize=data["resize"],
         )
 
-    def build(self, *, dtype=None) -> nnx.GraphDef:
-        """The network's structure, to be merged with its arrays."""
-
-        def create():
-            return create_encoder(
+    def create(self) -> nnx.Module:
+        """The network with the shapes of its arrays in their place."""
+        return nnx.eval_shape(
+            lambda: create_encoder(
                 self.name,
                 image_size=self.image_size,
                 patch_size=self.patch_size,
                 width=self.width,
                 depth=self.depth,
-                dtype=dtype,
                 rngs=nnx.Rngs(0),
             )
+        )
 
-        return nnx.split(nnx.eval_shape(create), nnx.Param, nnx.BatchStat)[0]
+    def build(self) -> nnx.GraphDef:
+        """The network's structure, to be merged with its arrays."""
+        return nnx.split(self.create(), nnx.Param, nnx.BatchStat)[0]
 
 
 class Encoder:
@@ -198,10 +199,10 @@ def export_encoder(
 
 def _read_export(path, network):
     description = json.loads((path / "encoder.json").read_text())
-    if description.get("network", network) != network:
+    # As in a checkpoint, "ema" takes the online encoder of a run that had no other.
+    if network == "online" and description.get("network") == "ema":
         raise UserError(
-            f"{path} holds the {description['network']} encoder, not the {network} one; read a "
-            "checkpoint of the run for that."
+            f"{path} holds the EMA encoder; read a checkpoint of the run for the online one."
         )
     names = [field.name for field in dataclasses.fields(EncoderSpec)]
     values = {name: description[name] for name in names}

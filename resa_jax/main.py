@@ -49,9 +49,10 @@ def main(arguments: list[str]) -> None:
     )
 
     from resa_jax.distributed import joined_processes
+    from resa_jax.memory import out_of_memory_explained
     from resa_jax.train_loop import train
 
-    with joined_processes(processes):
+    with joined_processes(processes), out_of_memory_explained(config):
         train(config, _WORKDIR.value)
 
 

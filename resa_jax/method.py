@@ -183,7 +183,8 @@ def forward(graphdef: nnx.GraphDef, params, batch_stats, views: Views):
 
     A network with BatchNorm sees one view at a time, so that its statistics are of one view over
     the global batch and its running averages move view after view. One without sees the views of
-    one size together.
+    one size together. (The authors' code puts the views of every ViT together, also of those whose
+    convolutional stem has BatchNorm.)
 
     Returns:
       The views' encodings, their embeddings, and the moved `batch_stats`.

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from resa_jax.flops import peak_flops, train_flops
+
 
 class WallTime:
     """Splits the time since the run began: compile, data wait, evaluation, checkpoint, and step.
@@ -72,6 +74,9 @@ class MetricsWriter:
         self._bad_images = 0
         self._held = None
         self._last = first_step, clock.split()
+        self._flops = train_flops(config)
+        # The peaks are bfloat16's, which float32 has nothing to do with.
+        self._peak = peak_flops(jax.devices()[0]) if config.precision == "bfloat16" else None
         self._active = jax.process_index() == 0
         if self._active:
             path = workdir / "metrics.jsonl"
@@ -141,7 +146,9 @@ class MetricsWriter:
         if "loss" in record:
             self._report(step, epoch, record)
         else:
-            self.say(", ".join(f"{name} {value:.4g}" for name, value in record.items()))
+            # The hidden layers' scores are for the report.
+            shown = {k: v for k, v in record.items() if not k.startswith(("eval/p0", "eval/p1"))}
+            self.say(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the progress bar."""
@@ -155,22 +162,26 @@ class MetricsWriter:
         self._last = step, now
         wait = now["data_wait"] - last["data_wait"]
         busy = max(now["step"] - last["step"] + wait, 1e-9)
-        return {
-            "images_per_second": (step - last_step) * self._config.batch_size / busy,
+        rate = (step - last_step) * self._config.batch_size / busy
+        flops = rate * self._flops / jax.device_count()
+        record = {
+            "images_per_second": rate,
             "data_wait_fraction": wait / busy,
+            "tflops_per_device": flops / 1e12,
         }
+        return record if self._peak is None else record | {"mfu_percent": 100 * flops / self._peak}
 
     def _report(self, step, epoch, record):
-        loss, rate = record["loss"], record["images_per_second"]
+        rate = record["images_per_second"]
+        text = f"epoch {epoch:.1f}, loss {record['loss']:.4f}, {rate:.0f} images/s"
+        if "mfu_percent" in record:
+            text += f", MFU {record['mfu_percent']:.0f} %"
         if not self._bar.disable:
-            self._bar.set_postfix_str(f"epoch {epoch:.1f}, loss {loss:.4f}, {rate:.0f} images/s")
+            self._bar.set_postfix_str(text)
             return
         images = (self._total_steps - step) * self._config.batch_size
         remaining = tqdm.format_interval(images / rate)
-        self.say(
-            f"step {step}/{self._total_steps}, epoch {epoch:.1f}, loss {loss:.4f}, "
-            f"{rate:.0f} images/s, ETA {remaining}"
-        )
+        self.say(f"step {step}/{self._total_steps}, {text}, ETA {remaining}")
 
 
 def _truncate(path, step):

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resa_jax.data.augment import View, augment
+from resa_jax.memory import required_bytes
 from resa_jax.method import ReSA, create_method, init_networks
 from resa_jax.optimizer import create_optimizer
 from resa_jax.schedule import warmup_cosine
@@ -27,6 +28,7 @@ class Programs:
       make_views: `make_views(step, images, sizes)` augments a batch into the tuple of its views;
         their randomness is a function of (seed, step) alone.
       train_step: `train_step(state, views) -> (state, metrics)`; the state is donated.
+      memory: bytes that `train_step` takes on each device.
     """
 
     method: ReSA
@@ -34,6 +36,7 @@ class Programs:
     init: Callable
     make_views: Callable
     train_step: Callable
+    memory: int
 
 
 def compile_programs(
@@ -84,12 +87,14 @@ def compile_programs(
         donate_argnums=0,
         out_shardings=(shardings, whole),
     )
+    train_step = train_step.lower(state, view_shapes).compile()
     return Programs(
         method=method,
         abstract_state=state,
         init=lambda: init(init_key),
         make_views=lambda step, images, sizes: make_views(augment_key, step, images, sizes),
-        train_step=train_step.lower(state, view_shapes).compile(),
+        train_step=train_step,
+        memory=required_bytes(train_step),
     )
 
 

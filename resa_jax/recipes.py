@@ -28,6 +28,7 @@ def default_config() -> ConfigDict:
             "sharding": "dp",
             "init_from": None,  # an encoder to start both networks from
             "log_every": 50,  # steps
+            "profile": None,  # (first step, number of steps) to trace into WORKDIR/profile
             "optimizer": {"name": "sgd"},
             "encoder": {
                 "name": "resnet18",

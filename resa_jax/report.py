@@ -13,7 +13,6 @@ from absl import flags
 
 from resa_jax.cli import run
 from resa_jax.data.check import check_source
-from resa_jax.errors import UserError
 from resa_jax.evaluation.run_record import read_run
 
 
@@ -32,10 +31,6 @@ def main(arguments: list[str]) -> None:
     pictures = _PICTURES.value and record.has_checkpoint
     if pictures:
         check_source(source_name)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("The report needs matplotlib: pip install 'resa_jax[report]'.") from None
 
     from resa_jax.evaluation.page import render_page
 

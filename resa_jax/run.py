@@ -16,6 +16,7 @@ from resa_jax.encoder import EncoderSpec, export_encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation.clustering import compare_features, format_table
 from resa_jax.evaluation.online import OnlineEvaluation
+from resa_jax.memory import gibibytes
 from resa_jax.programs import Programs
 from resa_jax.sharding import batch_sharding
 from resa_jax.step import TrainState
@@ -73,14 +74,14 @@ def measure_statistics(config: ConfigDict, source: Source) -> ConfigDict:
     return config
 
 
-def describe(config: ConfigDict, mesh: Mesh, source: Source, total_steps: int) -> str:
-    """A line that says what is about to run, and where."""
+def describe(config: ConfigDict, mesh: Mesh, source: Source, total_steps: int, memory: int) -> str:
+    """A line that says what is about to run, and where; `memory` in bytes a device."""
     kinds = sorted({device.device_kind for device in mesh.devices.flat})
     return (
         f"{config.encoder.name} on {len(source)} images of {config.data.source}: {total_steps} "
         f"steps of {config.batch_size} images on {mesh.size} x {' and '.join(kinds)}, "
-        f"{jax.process_count()} process(es); the loss of chance is ln {config.batch_size} = "
-        f"{math.log(config.batch_size):.3f}."
+        f"{jax.process_count()} process(es), {gibibytes(memory)} a device; the loss of chance is "
+        f"ln {config.batch_size} = {math.log(config.batch_size):.3f}."
     )
 
 
@@ -133,8 +134,9 @@ def _like(old, new, path):
         if old.shape != np.shape(new):
             raise UserError(
                 f"config.init_from={path}: {jax.tree_util.keystr(keys)} has the shape "
-                f"{np.shape(new)}, but the recipe's encoder needs {old.shape}; set "
-                "encoder.image_size, patch_size, width and depth as the weights have them."
+                f"{np.shape(new)}, but the recipe needs {old.shape}; set encoder.image_size, "
+                "patch_size, width and depth, and projector.hidden_size and output_size, as the "
+                "weights have them."
             )
         return jax.device_put(jnp.array(new, old.dtype, copy=True), old.sharding)
 
@@ -192,9 +194,13 @@ def finish(
 
 
 def _compare(programs, evaluation, state):
-    initial, *_ = evaluation.features(programs.init())
-    trained, _, labels = evaluation.features(state)
-    rows = {"pixels": evaluation.pixels(), "random encoder": initial, "trained encoder": trained}
+    initial, _ = evaluation.features(programs.init())
+    trained, labels = evaluation.features(state)
+    rows = {
+        "pixels": evaluation.pixels(),
+        "random encoder": initial["encoding"],
+        "trained encoder": trained["encoding"],
+    }
     return compare_features(rows, labels)
 
 

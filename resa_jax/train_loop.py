@@ -11,7 +11,9 @@ from resa_jax.config import to_json
 from resa_jax.data.pipeline import batches, steps_per_epoch
 from resa_jax.distributed import Preemption
 from resa_jax.evaluation.online import OnlineEvaluation
+from resa_jax.memory import available_bytes, check_memory
 from resa_jax.metrics import MetricsWriter, WallTime
+from resa_jax.profiler import Profiler
 from resa_jax.programs import compile_programs
 from resa_jax.run import (
     check_batch_size,
@@ -61,6 +63,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
 
         with clock("compile"):
             programs = compile_programs(config, mesh, source.canvas, epoch, total_steps)
+        check_memory(programs.memory, available_bytes(mesh), config)
         evaluation = OnlineEvaluation(config, programs.method, mesh, source, test_source)
         with (
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep, to_json(config)) as saved,
@@ -75,9 +78,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             ) as stream,
+            Profiler(workdir, config.profile) as profiler,
             Preemption() as preemption,
         ):
-            writer.say(describe(config, mesh, source, total_steps))
+            writer.say(describe(config, mesh, source, total_steps, programs.memory))
             first_step = saved.latest_step
             if first_step == 0:
                 state = initialize_from(config, programs.init())
@@ -89,10 +93,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
                 writer.say(f"Going on after step {first_step} of {total_steps}.")
 
             for step in range(first_step + 1, total_steps + 1):
-                with clock("data_wait"):
-                    batch = next(stream)
-                views = programs.make_views(step - 1, *to_devices(batch, mesh))
-                state, metrics = programs.train_step(state, views)
+                with profiler.step(step):
+                    with clock("data_wait"):
+                        batch = next(stream)
+                    views = programs.make_views(step - 1, *to_devices(batch, mesh))
+                    state, metrics = programs.train_step(state, views)
+                profiler.launched(step, metrics)
                 writer.hold(step, metrics, bad_images=batch["num_bad"])
 
                 # Evaluate before saving, so that a checkpoint's records are all on disk.

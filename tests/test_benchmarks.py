@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from resa_jax.config import load_config
+from resa_jax.encoder import EncoderSpec
+from resa_jax.flops import forward_flops, train_flops
+from resa_jax.recipes import weak_view
+
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,14 +23,18 @@ ROOT = Path(__file__).parents[1]
 def test_flops_of_a_forward_pass(name, size, gmac):
     # Published multiply-accumulates. XLA leaves out those that fall on a convolution's padding,
     # most of all in small maps, and adds a little elementwise work.
-    code = (
-        "from benchmarks.train_step import forward_flops; "
-        "from resa_jax.encoder import EncoderSpec; "
-        f"print(forward_flops(EncoderSpec({name!r}, image_size={size})))"
-    )
-    command = [sys.executable, "-c", code]
-    flops = float(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    flops = forward_flops(EncoderSpec(name, image_size=size))
     assert 2e9 * gmac * 0.85 < flops < 2e9 * gmac * 1.04
+
+
+def test_flops_of_a_training_image():
+    # Two large views with and four small ones without the EMA network; three passes online.
+    config = load_config("configs/imagenet_vits.py")
+    config.views = [*config.views, *(weak_view(96) for _ in range(4))]
+    large, small = (forward_flops(EncoderSpec("vit_s16", image_size=size)) for size in (224, 96))
+    assert train_flops(config) == 2 * 4 * large + 4 * 3 * small
+    config.momentum_network = False
+    assert train_flops(config) == 2 * 3 * large + 4 * 3 * small
 
 
 @pytest.mark.slow

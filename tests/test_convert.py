@@ -15,7 +15,6 @@ import pytest
 import torch_layouts
 from safetensors.numpy import load_file, save_file
 
-from resa_jax.convert import convert
 from resa_jax.encoder import EncoderSpec, export_encoder, load_encoder, read_encoder
 from resa_jax.errors import UserError
 from resa_jax.models import ENCODERS
@@ -29,6 +28,7 @@ from resa_jax.weights import (
     sort_networks,
     write_tensors,
 )
+from resa_jax.weights.conversion import convert
 from resa_jax.weights.infer import infer_spec
 from resa_jax.weights.names import encoder_slots
 
@@ -646,11 +646,13 @@ def test_bfloat16_of_pytorch(tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         ("cut", "is damaged"),
         ("text", "is damaged"),
+        ("plain pickle", r"is damaged .*\(PyTorch cannot unpickle it\)"),
         ("code", r"system, which could run code"),
         ("legacy code", r"system, which could run code"),
         ("object", "argparse.Namespace, which could run code"),
@@ -666,6 +668,8 @@ def test_refusals_of_pth(kind, message, tmp_path):
     state = {name: torch.from_numpy(value.copy()) for name, value in GOOD.items()}
     if kind == "text":
         path.write_text("<html>not found</html>")
+    elif kind == "plain pickle":
+        path.write_bytes(pickle.dumps({"epoch": 3}, protocol=4))
     elif kind == "legacy code":
         path.write_bytes(pickle.dumps(Dangerous(), protocol=2))
     else:

@@ -3,17 +3,24 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
+import optax
 import pytest
-from evaluation_run import make_run
+from evaluation_run import ROOT, make_run
 
+from resa_jax.config import load_config
 from resa_jax.data.sources import open_source
 from resa_jax.encoder import load_encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation import knn
 from resa_jax.evaluation.command import Request, evaluate_encoders, find_workdir
+from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.evaluation.protocols import create_protocol
 from resa_jax.evaluation.tables import format_result
+from resa_jax.method import create_method, init_networks
+from resa_jax.sharding import create_mesh
+from resa_jax.step import create_train_state
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +143,21 @@ def test_workdir_of_an_encoder(workdir, tmp_path):
     for place in ("", "encoder", "checkpoints/4"):
         assert find_workdir(workdir / place) == workdir
     assert find_workdir(tmp_path) is None
+
+
+def test_scores_during_training_are_those_of_the_protocol(digits, workdir):
+    config = load_config(
+        str(ROOT / "configs/digits.py:smoke"),
+        ["data.mean=(0.3,0.3,0.3)", "data.std=(0.4,0.4,0.4)", "eval.max_images=150"],
+    )
+    params, batch_stats = init_networks(config, jax.random.key(4))  # as make_run's last step
+    state = create_train_state(params, batch_stats, optax.sgd(0.1), ema=True)
+    method, mesh = create_method(config)[0], create_mesh()
+    source = open_source(f"npz:{digits / 'train.npz'}")
+    with jax.set_mesh(mesh):
+        scores = OnlineEvaluation(config, method, mesh, source, None)(state)
+    protocol = create_protocol("clustering")
+    ((result, _),) = evaluate_encoders([protocol], make_request(digits, workdir, test_source=None))
+    for layer, name in (("h", "encoding"), ("p0", "p0"), ("p1", "p1"), ("z", "embedding")):
+        for score, value in result["results"][layer].items():
+            assert scores[f"eval/{name}_{score}"] == pytest.approx(value, rel=1e-5)

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RUN = ["--config=configs/imagenet_vits.py", "--workdir=/mnt/b/runs/vits"]
+CACHE = "env JAX_COMPILATION_CACHE_DIR=/mnt/b/runs/vits/compile_cache"
 PYTHON = f"python -m resa_jax.main {' '.join(RUN)}"
 TPU = ["--name=resa", "--zone=us-west4-a", "--dry-run"]
 SSH = "gcloud compute tpus tpu-vm ssh resa --zone=us-west4-a"
@@ -27,6 +28,7 @@ def launch(script, *arguments):
         capture_output=True,
         text=True,
         timeout=60,
+        env={k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"},
     )
 
 
@@ -61,7 +63,7 @@ def test_local_processes():
 
 
 def test_slurm():
-    command = "srun --kill-on-bad-exit=1 " + PYTHON
+    command = f"{CACHE} srun --kill-on-bad-exit=1 {PYTHON}"
     assert printed("slurm_gpu.sbatch", "--dry-run", *RUN) == [command]
     # What is given to the script reaches Python as it is.
     (line,) = printed(
@@ -104,7 +106,7 @@ def test_tpu_setup_and_run():
     assert "gcsfuse --implicit-dirs b /mnt/b" in install
     (run,) = printed("tpu_vm.sh", "run", *TPU, "--", *RUN)
     assert run.startswith(f"{SSH} --worker=all ")
-    assert f"nohup {PYTHON} > run.log" in run
+    assert f"nohup {CACHE} {PYTHON} > run.log" in run
 
 
 def test_tpu_launch_is_all_of_it_in_order():

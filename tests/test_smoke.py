@@ -47,7 +47,7 @@ def test_every_recipe_is_known():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_smoke(name, tmp_path, request, capsys):
-    overrides = []
+    overrides = ["profile=(2,1)"]
     if name != "digits":
         source = request.getfixturevalue("cifar" if "cifar" in name else "imagenet")
         overrides = [f"data.source=folder:{source}", "data.workers=2"]
@@ -56,6 +56,9 @@ def test_smoke(name, tmp_path, request, capsys):
     assert metrics["step"] == 3
     assert np.isfinite(metrics["loss"])
     assert 0 <= metrics["eval/knn_top1"] <= 100
+    assert {f"eval/{name}_ari" for name in ("encoding", "p0", "p1", "embedding")} < set(metrics)
+    assert metrics["tflops_per_device"] > 0
+    assert (tmp_path / "profile").exists() == (name == "digits")
     assert "The encoder is in" in capsys.readouterr().out
     encoder = load_encoder(tmp_path)
     size = config.encoder.image_size
@@ -77,7 +80,9 @@ def test_ablations(overrides, tmp_path):
     config = load_config(str(ROOT / "configs" / "digits.py:smoke"), overrides)
     metrics = train(config, tmp_path)
     assert np.isfinite(metrics["loss"])
-    load_encoder(tmp_path)
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    exported = load_encoder(tmp_path / "encoder")(pixels)
+    np.testing.assert_array_equal(load_encoder(tmp_path)(pixels), exported)
 
 
 def test_unlabelled_images(tmp_path):

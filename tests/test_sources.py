@@ -1,6 +1,9 @@
 """Sources: every kind of image arrives as Pillow has it, upright; mistakes get a sentence."""
 
+import importlib.util
 import io
+import json
+import os
 import pickle
 import subprocess
 import sys
@@ -463,3 +466,21 @@ def test_tfds_mistakes(tfds_dir):
     with pytest.raises(UserError, match=r"tfds:cifar10 has not been prepared.*download_and_prepa"):
         check_source("tfds:cifar10")
     assert check_source("tfds:small_images", split="train[:10%]") is None
+
+
+def test_tfds_run_with_worker_processes_and_without_tensorflow(tfds_dir, tmp_path):
+    if importlib.util.find_spec("tensorflow") is not None:
+        pytest.skip("TensorFlow is installed here")
+    losses = []
+    for workers in (0, 2):
+        command = [
+            *(sys.executable, "-m", "resa_jax.main", "--config=configs/digits.py:smoke"),
+            *("--config.data.source=tfds:large_images", "--config.data.canvas=64"),
+            *(f"--config.data.workers={workers}", f"--workdir={tmp_path / str(workers)}"),
+        ]
+        one_device = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        subprocess.run(command, cwd=ROOT, env=one_device, check=True, capture_output=True)
+        records = (tmp_path / str(workers) / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in records if "loss" in line])
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]

@@ -251,6 +251,7 @@ def read_classes(path: str) -> list[str]:
 
 
 def refuse_missing_classes(source: str, wanted: Sequence[str], there) -> None:
+    """Raises a `UserError` that names the wanted classes which are not `there`."""
     missing = [name for name in wanted if name not in there]
     if missing:
         raise UserError(

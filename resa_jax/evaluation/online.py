@@ -25,6 +25,8 @@ from resa_jax.step import TrainState
 # Images up to this side follow the CIFAR protocols, larger ones ImageNet's.
 SMALL_IMAGE = 96
 PROBE_EPOCHS = 100
+# H, the projector's hidden layers P0 and P1, and Z, in the order of the data flow.
+FEATURES = ("encoding", "p0", "p1", "embedding")
 
 
 class OnlineEvaluation:
@@ -65,8 +67,9 @@ class OnlineEvaluation:
                 interpolation="bicubic",
             )
             network = nnx.merge(graphdef, params, batch_stats)
-            encodings, embeddings = network(normalize(pixels, spec), train=False)
-            return encodings.astype(np.float32), embeddings.astype(np.float32)
+            encodings = network.encoder(normalize(pixels, spec), train=False)
+            layers = encodings, *network.projector.layers(encodings, train=False)
+            return dict(zip(FEATURES, (layer.astype(np.float32) for layer in layers), strict=True))
 
         self._encode = encode
 
@@ -77,19 +80,21 @@ class OnlineEvaluation:
         return source.is_labelled and len(np.unique(source.labels[rows])) > 1
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """The scores as `eval/...`: accuracies in percent, silhouette, ARI and NMI.
+        """The scores as `eval/...`: accuracies of the encodings in percent, and for the encodings,
+        both hidden layers and the embeddings silhouette, ARI and NMI.
 
         A source without labels has none.
         """
         if not self.labelled:
             return {}
-        encodings, embeddings, labels = self.features(state)
+        features, labels = self.features(state)
+        encodings = features["encoding"]
         if self._test is None:
             bank, test = fixed_split(len(labels))
             sets = encodings[bank], labels[bank], encodings[test], labels[test]
         else:
-            test_encodings, _, test_labels = self._extract(state, *self._test)
-            sets = encodings, labels, test_encodings, test_labels
+            test_features, test_labels = self._extract(state, *self._test)
+            sets = encodings, labels, test_features["encoding"], test_labels
 
         if self._config.encoder.image_size <= SMALL_IMAGE:
             knn = knn_cifar(*sets, k=min(5, len(sets[0])))["top1"]
@@ -98,13 +103,13 @@ class OnlineEvaluation:
             knn = knn_weighted(*sets, ks=(k,))[k]["top1"]
         probe = linear_cifar(*sets, seed=self._config.seed, epochs=PROBE_EPOCHS)
         results = {"eval/knn_top1": knn, "eval/linear_top1": probe["top1"]}
-        for name, features in (("encoding", encodings), ("embedding", embeddings)):
-            scores = clustering(features, labels)
+        for name, layer in features.items():
+            scores = clustering(layer, labels)
             results |= {f"eval/{name}_{score}": value for score, value in scores.items()}
         return results
 
     def features(self, state: TrainState):
-        """Encodings, embeddings and labels of the training source, in the order of its rows."""
+        """`FEATURES` of the training source by name, each [n, d] float32, and its labels [n]."""
         return self._extract(state, *self._bank)
 
     def pixels(self) -> Float[np.ndarray, "n d"]:
@@ -136,11 +141,11 @@ class OnlineEvaluation:
             )
             outputs.append(self._encode(params, batch_stats, images, sizes))
         gathered = multihost_utils.process_allgather(outputs, tiled=True)
-        encodings, embeddings = (
-            np.concatenate(parts)[: len(rows)] for parts in zip(*gathered, strict=True)
-        )
-        labels = source.labels[rows] if source.is_labelled else None
-        return encodings, embeddings, labels
+        features = {
+            name: np.concatenate([output[name] for output in gathered])[: len(rows)]
+            for name in FEATURES
+        }
+        return features, source.labels[rows] if source.is_labelled else None
 
 
 def _subset(source, limit):

@@ -87,7 +87,8 @@ def _header(record):
         "ARI of H": (record.last("eval/encoding_ari"), "{:.3f}"),
         "silhouette of H": (record.last("eval/encoding_silhouette_mean"), "{:.3f}"),
         "loss": (record.last("loss"), "{:.3f}"),
-        "images per second": (_throughput(record), "{:,.0f}"),
+        "images per second": (_median(record, "images_per_second"), "{:,.0f}"),
+        "MFU": (_median(record, "mfu_percent"), "{:.1f} %"),
     }
     shown = "".join(
         f'<div class="tile"><b>{style.format(value)}</b><span>{name}</span></div>'
@@ -226,6 +227,7 @@ def _time(record):
         curves_figure(title, {title: record.curve(name)}, x_label="epoch")
         for title, name in (
             ("Images per second", "images_per_second"),
+            ("Model TFLOP per second and device", "tflops_per_device"),
             ("Share of time spent waiting for data", "data_wait_fraction"),
         )
         if record.curve(name)[0]
@@ -261,8 +263,8 @@ def _plain(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _throughput(record):
-    values = record.curve("images_per_second")[1]
+def _median(record, name):
+    values = record.curve(name)[1]
     return median(values) if values else None
 
 

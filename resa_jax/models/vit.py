@@ -27,6 +27,8 @@ from resa_jax.models.layers import (
 
 
 class ViTSize(NamedTuple):
+    """A ViT's shape: embedding width, blocks, heads, patch side in pixels, stem, position table."""
+
     width: int
     depth: int
     heads: int
@@ -203,6 +205,8 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
+    """Linear to four times the width, exact GELU, Linear back."""
+
     def __init__(self, width: int, *, dtype, rngs):
         self.fc1 = xavier_linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.fc2 = xavier_linear(4 * width, width, dtype=dtype, rngs=rngs)

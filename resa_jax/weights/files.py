@@ -150,7 +150,9 @@ def _read_torch(path):
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise _refusal(path, refused.group(1)) from error
-        raise _damaged(path, error) from error
+        # PyTorch's own words would advise to load the file without the restriction.
+        unsafe_advice = "weights_only" in str(error)
+        raise _damaged(path, "PyTorch cannot unpickle it" if unsafe_advice else error) from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -220,5 +222,7 @@ def _refusal(path, name):
 
 
 def _damaged(path, error):
-    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    reason = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, Exception):
+        reason = ": ".join(filter(None, (type(error).__name__, reason)))
     return UserError(f"{path} is damaged or of another kind than its ending says ({reason}).")

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from resa_jax.encoder import EncoderSpec
-from resa_jax.models import create_encoder, create_predictor, create_projector, is_vit
+from resa_jax.models import create_predictor, create_projector, is_vit
 
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -60,16 +60,7 @@ class Slot:
 @functools.cache  # building the abstract network takes a second
 def encoder_slots(spec: EncoderSpec) -> Mapping[str, Slot]:
     """A slot for every tensor of the encoder, by its PyTorch name."""
-    slots = _slots(
-        lambda: create_encoder(
-            spec.name,
-            image_size=spec.image_size,
-            patch_size=spec.patch_size,
-            width=spec.width,
-            depth=spec.depth,
-            rngs=nnx.Rngs(0),
-        )
-    )
+    slots = _slots(spec.create)
     stem = sum(slot.path[1].startswith("conv") for slot in slots if slot.path[0] == "patch_embed")
     return MappingProxyType({_encoder_name(slot.path, stem): slot for slot in slots})
 

@@ -20,12 +20,16 @@ from resa_jax.weights.sorting import Checkpoint
 
 
 class TorchEncoder(NamedTuple):
+    """An encoder of a PyTorch file, as `encoder_from_torch` describes."""
+
     encoder: tuple[EncoderSpec, dict, dict]
     tensors: dict[str, np.ndarray]
     lines: list[str]
 
 
 class TorchNetworks(NamedTuple):
+    """All networks of a PyTorch file, as `networks_from_torch` describes."""
+
     spec: EncoderSpec
     trees: dict[str, dict]
     lines: list[str]

@@ -1,0 +1,110 @@
+"""Weights from one format into another: a run, an encoder's export, PyTorch's files."""
+
+import dataclasses
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from resa_jax import weights
+from resa_jax.encoder import export_encoder, read_encoder
+from resa_jax.errors import UserError
+from resa_jax.weights import SUFFIXES, is_tensor_file, save_networks
+from resa_jax.weights.check import compare_encodings
+
+
+def convert(
+    source: Path, output: Path, arch: str | None = None, network: str | None = None
+) -> list[str]:
+    """Converts weights; the output is written whole or not at all.
+
+    Args:
+      source, output: as `resa_jax.convert` describes them.
+      arch: name of the architecture, where PyTorch's shapes leave it open.
+      network: "ema" or "online"; None is "ema", and everything of a full checkpoint.
+
+    Returns:
+      Lines that say what was loaded, converted and left out, and how far encodings of a fixed
+      input are from PyTorch's (where it is installed) and from those of the output read back.
+
+    Raises:
+      UserError: for weights that do not fit an architecture exactly, and outputs that cannot be
+        written; an existing output is untouched then.
+    """
+    to_file = _check_output(output)
+    networks = None
+    if source.is_file():
+        checkpoint = weights.sort_networks(weights.read_tensors(source))
+        if checkpoint.is_full and network is None and not to_file:
+            networks = weights.networks_from_torch(checkpoint, arch)
+        encoder, tensors, lines = weights.encoder_from_torch(checkpoint, arch, network or "ema")
+        if networks is not None:
+            lines = networks.lines
+    else:
+        encoder = read_encoder(source, network=network or "ema")
+        if arch not in (None, encoder[0].name):
+            raise UserError(f"--arch={arch}: {source} holds a {encoder[0].name}.")
+        tensors = weights.encoder_to_torch(*encoder)
+        lines = [f"architecture: {encoder[0].name}", f"loaded: the encoder of {source}"]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if to_file:
+            layout = "detectron2" if output.suffix == ".pkl" else "torch"
+            converted = weights.encoder_to_torch(*encoder, layout=layout)
+            weights.write_tensors(output, converted, dataclasses.asdict(encoder[0]))
+            what = f"{len(converted)} tensors"
+        else:
+            _write_folder(output, encoder, networks and networks.trees, source)
+            what = "all networks" if networks else "the encoder"
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error}.") from error
+    lines.append(f"written: {what} to {output}")
+    # The name, since detectron2's file does not carry it and a 3x3 stem is not told from its shape.
+    written = read_encoder(output, arch=encoder[0].name)
+    return lines + compare_encodings(encoder, written, tensors)
+
+
+def _check_output(output: Path) -> bool:
+    """Whether the output is a file; refuses one that cannot be written."""
+    to_file = is_tensor_file(output)
+    if to_file:
+        if output.is_dir():
+            raise UserError(f"--output={output} is a folder, but its name is that of a file.")
+        if output.suffix in (".pth", ".pt", ".tar") and importlib.util.find_spec("torch") is None:
+            raise UserError(
+                f"--output={output}: this kind of file needs PyTorch, which is not installed; "
+                "`pip install torch` or write .safetensors."
+            )
+    elif output.suffix[1:].isalpha():
+        raise UserError(
+            f"--output={output}: a weights file must end in one of {', '.join(SUFFIXES)}, "
+            "and the name of a folder in none."
+        )
+    elif output.is_file():
+        raise UserError(f"--output={output} is a file; a folder would be written there.")
+    elif output.is_dir() and any(output.iterdir()) and not (output / "encoder.json").is_file():
+        raise UserError(
+            f"--output={output} is a folder with other content; name a new one, or an encoder's "
+            "export to replace."
+        )
+    return to_file
+
+
+def _write_folder(output: Path, encoder: tuple, networks: dict | None, source: Path) -> None:
+    """Writes an export beside the output and puts it in its place once it is whole."""
+    workspace = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    fresh, old = workspace / "new", workspace / "old"
+    try:
+        export_encoder(fresh, *encoder, converted_from=str(source))
+        if networks is not None:
+            save_networks(fresh, networks)
+        if output.exists():
+            output.rename(old)
+        try:
+            fresh.rename(output)
+        except OSError:
+            if old.exists():
+                old.rename(output)
+            raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
