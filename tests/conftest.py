@@ -18,3 +18,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 _cache = tempfile.TemporaryDirectory(prefix="resa_jax_compile_cache_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+
+def pytest_collection_modifyitems(items):
+    """The files with whole runs go first, so that no worker is left with one at the end."""
+    first = ("test_smoke", "test_distributed", "test_run")
+    items.sort(key=lambda item: item.path.stem not in first)  # stable

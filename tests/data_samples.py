@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,3 +34,32 @@ def unpack_photographs(folder: Path, count: int = 24) -> Path:
 def unpack_cifar(folder: Path, per_class: int = 4) -> Path:
     """CIFAR-10 test images of all classes, as CLASS/NNNN.jpg, 32x32."""
     return unpack("cifar10-jpeg/test.tar.gz", folder, 10 * per_class, 1000 // per_class)
+
+
+def prepare_tfds(data_dir: Path, name: str, folder: Path, shape: tuple) -> None:
+    """Writes a TFDS data set in ArrayRecord files from class folders; "train" and "test" are equal.
+
+    Args:
+      shape: of every image, with None for what varies.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+
+    class Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Image(shape=shape, encoding_format="jpeg")
+            label = tfds.features.ClassLabel(names=sorted({path.parent.name for path in paths}))
+            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for path in paths:
+                key = f"{path.parent.name}/{path.name}"
+                yield key, {"image": str(path), "label": path.parent.name}
+
+    Images.name = name
+    Images(data_dir=data_dir, file_format="array_record").download_and_prepare()

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from data_samples import prepare_tfds, unpack_cifar
 from evaluation_run import ROOT, make_run
 
 from resa_jax.config import load_config
@@ -161,3 +162,19 @@ def test_scores_during_training_are_those_of_the_protocol(digits, workdir):
     for layer, name in (("h", "encoding"), ("p0", "p0"), ("p1", "p1"), ("z", "embedding")):
         for score, value in result["results"][layer].items():
             assert scores[f"eval/{name}_{score}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_transfer_from_tfds_equals_that_from_folders(workdir, tmp_path, monkeypatch):
+    folder = unpack_cifar(tmp_path / "images", per_class=2)
+    prepare_tfds(tmp_path / "tfds", "birds", folder, (32, 32, 3))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    protocol = create_protocol("knn-weighted", ks=(3,))
+    folder = f"folder:{folder}"
+    results = []
+    for source, test_source in (("tfds:birds", "tfds:birds"), (folder, folder)):
+        request = make_request(tmp_path, workdir, source=source, test_source=test_source)
+        ((result, _),) = evaluate_encoders([protocol], request)
+        results.append(result)
+    assert results[0]["results"] == results[1]["results"]
+    assert results[0]["source"] == "tfds:birds, split train"
+    assert results[0]["test_source"] == "tfds:birds, split test"

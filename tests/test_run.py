@@ -62,16 +62,20 @@ def wait_for_step(workdir, step, process):
     path = workdir / "metrics.jsonl"
     for _ in range(1800):
         done = path.exists() and f'"step": {step},' in path.read_text()
-        if done and list(workdir.glob("checkpoints/[0-9]*")):
+        if done and checkpoints(workdir):
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     raise TimeoutError(f"no step {step} in {path}")
 
 
+def checkpoints(workdir):
+    return [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+
+
 def records(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    timings = ("images_per_second", "data_wait_fraction", "seconds/")
+    timings = ("images_per_second", "data_wait_fraction", "tflops_per_device", "seconds/")
     return [
         {name: value for name, value in json.loads(line).items() if not name.startswith(timings)}
         for line in lines
@@ -79,7 +83,7 @@ def records(workdir):
 
 
 def last_state(workdir):
-    step = max(int(p.name) for p in workdir.glob("checkpoints/[0-9]*"))
+    step = max(checkpoints(workdir))
     parts = ("step", "params", "batch_stats", "ema_params", "ema_batch_stats", "opt_state")
     return step, read_subtree(workdir / "checkpoints" / str(step), *parts)
 

@@ -10,8 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from data_samples import ROOT, unpack_cifar, unpack_photographs
+from data_samples import ROOT, prepare_tfds, unpack_cifar, unpack_photographs
 from PIL import Image, ImageOps, features
 from sklearn.datasets import load_digits
 
@@ -381,39 +380,12 @@ def test_long_tail_of_a_folder_is_counted_without_opening_it(cifar):
     assert check_source(name, long_tail=4) == len(open_source(name, long_tail=4)) == 18
 
 
-class SmallImages(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-    FOLDER = None
-    SHAPE = (32, 32, 3)
-
-    def _info(self):
-        names = sorted({path.parent.name for path in self.FOLDER.rglob("*.*")})
-        features = {
-            "image": tfds.features.Image(shape=self.SHAPE, encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(names=names),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(), "test": self._generate_examples()}
-
-    def _generate_examples(self):
-        for path in sorted(self.FOLDER.rglob("*.*")):
-            yield f"{path.parent.name}/{path.name}", {"image": str(path), "label": path.parent.name}
-
-
-class LargeImages(SmallImages):
-    VERSION = tfds.core.Version("1.0.0")
-    SHAPE = (None, None, 3)
-
-
 @pytest.fixture(scope="module")
 def tfds_images(tmp_path_factory, cifar, photographs):
     """Two TFDS data sets, of small and of large images, prepared without TensorFlow."""
     data_dir = tmp_path_factory.mktemp("tfds")
-    for builder, images in ((SmallImages, cifar), (LargeImages, photographs)):
-        builder.FOLDER = images
-        builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    prepare_tfds(data_dir, "small_images", cifar, (32, 32, 3))
+    prepare_tfds(data_dir, "large_images", photographs, (None, None, 3))
     return data_dir
 
 

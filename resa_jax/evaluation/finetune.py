@@ -21,8 +21,10 @@ from resa_jax.evaluation.training import (
     initial_heads,
     last_and_best,
     logits_accuracy,
+    over_images,
     report_epoch,
     sgd,
+    training_batches,
     training_view,
 )
 from resa_jax.models.layers import Frozen
@@ -47,11 +49,10 @@ def finetune(
 
     Source: resa, eval_linear.py with --weights finetune.
     """
-    key = jax.random.key(seed)
     num_features = nnx.merge(
         network.encoder, network.params["encoder"], network.batch_stats["encoder"]
     ).num_features
-    heads = initial_heads(key, 1, num_features, int(train.labels.max()) + 1)
+    heads = initial_heads(jax.random.key(seed), 1, num_features, int(train.labels.max()) + 1)
     params = {"encoder": jax.tree.map(jnp.array, network.params["encoder"]), "heads": heads}
     batch_stats = jax.tree.map(jnp.array, network.batch_stats["encoder"])
     trace = jax.tree.map(jnp.zeros_like, params)
@@ -87,19 +88,14 @@ def finetune(
     for epoch in range(protocol.epochs):
         share = (1 + math.cos(math.pi * epoch / protocol.epochs)) / 2 * protocol.batch_size / 256
         rates = {"encoder": protocol.encoder_rate * share, "heads": protocol.head_rate * share}
-        epoch_key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(len(train.rows))
-        for number, batch in enumerate(train.batches(protocol.batch_size, order)):
-            batch_key = jax.random.fold_in(epoch_key, number)
+        for batch in training_batches(train, protocol.batch_size, seed, epoch):
             params, batch_stats, trace = step(
-                params, batch_stats, trace, batch_key, *_real_rows(*batch), rates
+                params, batch_stats, trace, batch[0], *_real_rows(*batch[1:]), rates
             )
-        outputs, labels = [], []
-        for images, sizes, part in test.batches(protocol.batch_size, np.arange(len(test.rows))):
-            outputs.append(np.asarray(logits(params, batch_stats, images, sizes)))
-            labels.append(np.asarray(part))
-        outputs, labels = np.concatenate(outputs), np.concatenate(labels)
-        curve.append(logits_accuracy(outputs[labels >= 0], labels[labels >= 0]))
+        outputs, labels = over_images(
+            partial(logits, params, batch_stats), test, protocol.batch_size
+        )
+        curve.append(logits_accuracy(outputs, labels))
         report_epoch(epoch, protocol.epochs, curve[-1]["top1"])
     return {"finetune": last_and_best(curve)}
 

@@ -17,8 +17,10 @@ from resa_jax.evaluation.training import (
     initial_heads,
     last_and_best,
     logits_accuracy,
+    over_images,
     report_epoch,
     sgd,
+    training_batches,
     training_view,
 )
 from resa_jax.models import is_vit
@@ -84,29 +86,19 @@ def linear_imagenet(
         gradients = jax.grad(heads_loss)(heads, features, labels)
         return sgd(heads, trace, gradients, rates, protocol.momentum, protocol.weight_decay)
 
-    held_out, test_labels = [], []
-    for images, sizes, labels in test.batches(protocol.batch_size, np.arange(len(test.rows))):
-        held_out.append(np.asarray(test_features(params, batch_stats, images, sizes)))
-        test_labels.append(np.asarray(labels))
-    held_out, test_labels = np.concatenate(held_out), np.concatenate(test_labels)
-    held_out, test_labels = held_out[test_labels >= 0], test_labels[test_labels >= 0]
-
-    key = jax.random.key(seed)
+    held_out, test_labels = over_images(
+        partial(test_features, params, batch_stats), test, protocol.batch_size
+    )
     num_classes = int(train.labels.max()) + 1
-    heads = initial_heads(key, len(protocol.rates), held_out.shape[1], num_classes)
+    heads = initial_heads(jax.random.key(seed), len(protocol.rates), held_out.shape[1], num_classes)
     trace = jax.tree.map(jnp.zeros_like, heads)
     curves = []
     for epoch in range(protocol.epochs):
         drops = sum(epoch >= milestone for milestone in protocol.milestones)
         rates = np.array(protocol.rates, np.float32) * protocol.batch_size / 256
         rates = rates * np.float32(protocol.gamma**drops)
-        epoch_key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(len(train.rows))
-        for number, (images, sizes, labels) in enumerate(train.batches(protocol.batch_size, order)):
-            batch_key = jax.random.fold_in(epoch_key, number)
-            heads, trace = step(
-                heads, trace, params, batch_stats, batch_key, images, sizes, labels, rates
-            )
+        for batch in training_batches(train, protocol.batch_size, seed, epoch):
+            heads, trace = step(heads, trace, params, batch_stats, *batch, rates)
         kernel, bias = np.asarray(heads["kernel"]), np.asarray(heads["bias"])
         curves.append(
             [

@@ -1,6 +1,6 @@
 """What the protocols that train on augmented images share: images, classifiers, SGD."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -64,6 +64,28 @@ def open_subsets(source: Source, test_source: Source | None) -> tuple[Subset, Su
     )
     test = Subset(test_source, np.arange(len(test_source)), test_labels)
     return Subset(source, np.arange(len(source)), labels), test
+
+
+def training_batches(
+    subset: Subset, batch_size: int, seed: int, epoch: int
+) -> Iterator[tuple[Array, Array, Array, Array]]:
+    """An epoch's batches in its own order, as (key of the augmentation, images, sizes, labels)."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(len(subset.rows))
+    for number, batch in enumerate(subset.batches(batch_size, order)):
+        yield jax.random.fold_in(key, number), *batch
+
+
+def over_images(
+    function: Callable, subset: Subset, batch_size: int
+) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
+    """`function(images, sizes)` of all images of a subset, and their labels."""
+    outputs, labels = [], []
+    for images, sizes, part in subset.batches(batch_size, np.arange(len(subset.rows))):
+        outputs.append(np.asarray(function(images, sizes)))
+        labels.append(np.asarray(part))
+    outputs, labels = np.concatenate(outputs), np.concatenate(labels)
+    return outputs[labels >= 0], labels[labels >= 0]
 
 
 def initial_heads(
