@@ -1,4 +1,4 @@
-"""Draws docs/reference_runs.png from the metrics of the reference runs beside it.
+"""Draws reference_runs.png and components.png from the metrics of the reference runs beside it.
 
 python docs/plot_runs.py
 """
@@ -18,26 +18,57 @@ CURVES = {
     "eval/knn_top1": "5-NN accuracy, %",
     "effective_rank": "effective rank of the embeddings",
 }
+COMPONENTS = {"H": "encoding", "P0": "p0", "P1": "p1", "Z": "embedding"}
+SCORES = {"silhouette_mean": "silhouette, mean", "silhouette_std": "std", "ari": "k-means ARI"}
 
 
 def main() -> None:
+    """Reads the records and draws both figures."""
+    runs = {}
+    for path in sorted((DOCS / "reference_runs").glob("*.jsonl")):
+        runs[path.stem] = [json.loads(line) for line in path.read_text().splitlines()]
+    draw_runs(runs)
+    draw_components({name: records for name, records in runs.items() if name.endswith("seed0")})
+
+
+def draw_runs(runs: dict[str, list[dict]]) -> None:
     """One row of panels a data set, one curve a run."""
-    runs = sorted((DOCS / "reference_runs").glob("*.jsonl"))
-    sets = sorted({run.stem.split("_")[0] for run in runs})
+    sets = sorted({name.split("_")[0] for name in runs})
     figure, axes = plt.subplots(
         len(sets), len(CURVES), figsize=(3.2 * len(CURVES), 2.8 * len(sets)), squeeze=False
     )
     for row, name in zip(axes, sets, strict=True):
-        for run in (run for run in runs if run.stem.startswith(name)):
-            records = [json.loads(line) for line in run.read_text().splitlines()]
+        for run, records in runs.items():
+            if not run.startswith(name):
+                continue
             for panel, (key, title) in zip(row, CURVES.items(), strict=True):
-                points = [(r["epoch"], r[key]) for r in records if key in r]
-                marker = "o-" if key.startswith("eval") else "-"
-                panel.plot(*zip(*points, strict=True), marker, markersize=3, label=run.stem)
+                draw(panel, records, key, run)
                 panel.set(title=title, xlabel="epoch")
         row[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(DOCS / "reference_runs.png", dpi=80)
+
+
+def draw_components(runs: dict[str, list[dict]]) -> None:
+    """One row of panels a run, one curve for each component of the network."""
+    figure, axes = plt.subplots(
+        len(runs), len(SCORES), figsize=(4 * len(SCORES), 3 * len(runs)), squeeze=False
+    )
+    for row, (run, records) in zip(axes, runs.items(), strict=True):
+        for panel, (score, title) in zip(row, SCORES.items(), strict=True):
+            for label, component in COMPONENTS.items():
+                draw(panel, records, f"eval/{component}_{score}", label)
+            panel.set(title=f"{run}: {title}", xlabel="epoch")
+        row[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(DOCS / "components.png", dpi=80)
+
+
+def draw(panel, records: list[dict], key: str, label: str) -> None:
+    """A metric over the epochs; with markers where it was evaluated now and then."""
+    points = [(record["epoch"], record[key]) for record in records if key in record]
+    marker = "o-" if key.startswith("eval") else "-"
+    panel.plot(*zip(*points, strict=True), marker, markersize=3, label=label)
 
 
 if __name__ == "__main__":

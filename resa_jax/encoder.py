@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -12,66 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
-from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from resa_jax.checkpoint import read_config, read_subtree
+from resa_jax.data.augment import normalize
 from resa_jax.errors import UserError
-from resa_jax.models import create_encoder
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What it takes to build an encoder and to feed it.
-
-    Attributes:
-      name: architecture, one of `resa_jax.models.ENCODERS`.
-      image_size: side of the images, pixels.
-      patch_size, width, depth: None where the name decides.
-      mean, std: of the channels, in 0..1, by which images are normalised.
-      resize: short side in pixels to which an image is resized before its centre is cropped.
-    """
-
-    name: str
-    image_size: int
-    patch_size: int | None = None
-    width: int | None = None
-    depth: int | None = None
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    resize: int | None = None
-
-    @classmethod
-    def from_config(cls, config: ConfigDict | dict) -> "EncoderSpec":
-        """The encoder of a resolved recipe."""
-        encoder, data = config["encoder"], config["data"]
-        return cls(
-            **{name: encoder[name] for name in ("name", "image_size", "patch_size")},
-            **{name: encoder[name] for name in ("width", "depth")},
-            **{name: tuple(data[name]) for name in ("mean", "std")},
-            resize=data["resize"],
-        )
-
-    def create(self) -> nnx.Module:
-        """The network with the shapes of its arrays in their place."""
-        return nnx.eval_shape(
-            lambda: create_encoder(
-                self.name,
-                image_size=self.image_size,
-                patch_size=self.patch_size,
-                width=self.width,
-                depth=self.depth,
-                rngs=nnx.Rngs(0),
-            )
-        )
-
-    def build(self) -> nnx.GraphDef:
-        """The network's structure, to be merged with its arrays."""
-        return nnx.split(self.create(), nnx.Param, nnx.BatchStat)[0]
+from resa_jax.models.spec import EncoderSpec
+from resa_jax.weights import read_torch_encoder
 
 
 class Encoder:
@@ -102,13 +48,9 @@ class Encoder:
             normalised already.
         """
         if images.dtype == np.uint8:
-            images = normalize(jnp.asarray(images, jnp.float32), self.spec)
+            pixels = jnp.asarray(images, jnp.float32)
+            images = normalize(pixels, self.spec.mean, self.spec.std)
         return self._encode(self.params, self.batch_stats, images)
-
-
-def normalize(pixels: Float[Array, "n h w 3"], spec: EncoderSpec) -> Float[Array, "n h w 3"]:
-    """Pixels in 0..255 to zero mean and unit variance, by the encoder's statistics."""
-    return (pixels / 255 - jnp.array(spec.mean)) / jnp.array(spec.std)
 
 
 def load_encoder(path: str | os.PathLike, arch: str | None = None, network: str = "ema") -> Encoder:
@@ -134,8 +76,6 @@ def read_encoder(
 ) -> tuple[EncoderSpec, dict, dict]:
     """Specification, parameters and batch statistics of the encoder that `load_encoder` loads."""
     if path.is_file():
-        from resa_jax.weights import read_torch_encoder
-
         return read_torch_encoder(path, arch, network)
     if (path / "encoder.json").is_file():
         return _read_export(path, network)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from resa_jax.encoder import EncoderSpec
+from resa_jax.models.spec import EncoderSpec
 
 
 # Dense bfloat16 peaks that the makers publish, FLOP/s, by the beginning of JAX's device kind.

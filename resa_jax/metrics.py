@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import SupportsFloat
 
 import jax
+import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from resa_jax.flops import peak_flops, train_flops
+
+
+_SHOWN_IMAGES = 8
 
 
 class WallTime:
@@ -149,6 +154,18 @@ class MetricsWriter:
             # The hidden layers' scores are for the report.
             shown = {k: v for k, v in record.items() if not k.startswith(("eval/p0", "eval/p1"))}
             self.say(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+    def show(self, step: int, views: tuple[Float[jax.Array, "m h w 3"], ...]) -> None:
+        """Puts the first images of a step's views into TensorBoard, side by side, as `views/N`."""
+        if not self._active:
+            return
+        mean, std = np.array(self._config.data.mean), np.array(self._config.data.std)
+        for number, view in enumerate(views):
+            # Of the first device, since other processes' images are out of reach.
+            images = np.asarray(view.addressable_shards[0].data[:_SHOWN_IMAGES], np.float32)
+            pixels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
+            strip = np.concatenate(pixels, axis=1)
+            self._tensorboard.add_image(f"views/{number}", strip, step, dataformats="HWC")
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the progress bar."""

@@ -99,6 +99,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
                     views = programs.make_views(step - 1, *to_devices(batch, mesh))
                     state, metrics = programs.train_step(state, views)
                 profiler.launched(step, metrics)
+                if step == 1:
+                    writer.show(step, views)
                 writer.hold(step, metrics, bad_images=batch["num_bad"])
 
                 # Evaluate before saving, so that a checkpoint's records are all on disk.

@@ -15,9 +15,10 @@ import pytest
 import torch_layouts
 from safetensors.numpy import load_file, save_file
 
-from resa_jax.encoder import EncoderSpec, export_encoder, load_encoder, read_encoder
+from resa_jax.encoder import export_encoder, load_encoder, read_encoder
 from resa_jax.errors import UserError
 from resa_jax.models import ENCODERS
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.vit import sincos_table
 from resa_jax.weights import (
     encoder_from_torch,

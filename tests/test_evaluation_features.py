@@ -12,11 +12,12 @@ from PIL import Image
 
 from resa_jax.checkpoint import read_subtree
 from resa_jax.data.sources import open_source
-from resa_jax.encoder import EncoderSpec, load_encoder
+from resa_jax.encoder import load_encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation import features
 from resa_jax.evaluation.features import Preprocessing, extract, last_tokens, load_network
 from resa_jax.models import create_encoder
+from resa_jax.models.spec import EncoderSpec
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import pytest
 from flax import nnx
 
 from resa_jax.data.sources import open_source
-from resa_jax.encoder import EncoderSpec
 from resa_jax.errors import UserError
 from resa_jax.evaluation import finetune, linear_imagenet
 from resa_jax.evaluation.features import Preprocessing, TrainedNetwork
 from resa_jax.evaluation.protocols import create_protocol
 from resa_jax.evaluation.training import Subset, open_subsets
 from resa_jax.models import create_encoder
+from resa_jax.models.spec import EncoderSpec
 
 
 SPEC = EncoderSpec("resnet18_small", image_size=8, width=8, mean=(0.3,) * 3, std=(0.4,) * 3)

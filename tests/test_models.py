@@ -9,11 +9,11 @@ import pytest
 import torch_layouts
 from flax import nnx
 
-from resa_jax.encoder import EncoderSpec
 from resa_jax.errors import UserError
 from resa_jax.models import ENCODERS, Frozen, create_encoder, create_predictor, create_projector
 from resa_jax.models.layers import BatchNorm, call_block
 from resa_jax.models.resnet import BasicBlock, Bottleneck
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.vit import Block, bicubic_matrix, resize_positions, sincos_table
 from resa_jax.weights.names import encoder_slots, predictor_slots, projector_slots
 

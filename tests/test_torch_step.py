@@ -12,8 +12,8 @@ import pytest
 import torch_layouts
 
 from resa_jax.config import resolve
-from resa_jax.encoder import EncoderSpec
 from resa_jax.method import create_method
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.optimizer import create_optimizer
 from resa_jax.recipes import default_config
 from resa_jax.schedule import warmup_cosine

@@ -1,19 +1,21 @@
-"""Where a source's images lie: in memory, in files, or in the records of a TFDS data set.
+"""A source, and where its images lie: in memory, in files, or in the records of a TFDS data set.
 
-Each class has `labels`, `paths`, a length, and `read(index)`, which returns an image with its label
-(-1 where there is none) or raises `BadImageError`.
+Each class of images has `labels`, `paths`, a length, and `read(index)`, which returns an image with
+its label (-1 where there is none) or raises `BadImageError`.
 """
 
 import functools
+import operator
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from resa_jax.data.decode import BadImageError, decode_image
+from resa_jax.errors import UserError
 
 
 @dataclass
@@ -96,3 +98,91 @@ class TfdsImages:
         if self.chosen_labels is not None:
             label = int(self.chosen_labels[index])
         return decode_image(record["image"], self.canvas), label
+
+
+class Source:
+    """Images by index.
+
+    Attributes:
+      class_names: the names of the classes, by label; empty where there are no labels.
+      canvas: the longest side that an image can have, in pixels.
+      num_bad: how many images were left out when the source was opened.
+      images: where the images come from.
+    """
+
+    def __init__(
+        self,
+        images: MemoryImages | FolderImages | TfdsImages,
+        *,
+        class_names: tuple[str, ...],
+        canvas: int,
+        skip_bad: bool = False,
+        num_bad: int = 0,
+    ):
+        self.images = images
+        self.class_names = class_names
+        self.canvas = canvas
+        self.num_bad = num_bad
+        self._skip_bad = skip_bad
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.images, MemoryImages)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether `labels` is there; unlike `labels` itself, this never reads anything."""
+        if isinstance(self.images, TfdsImages):
+            return self.images.has_labels
+        return self.images.labels is not None
+
+    @property
+    def labels(self) -> Int32[np.ndarray, "n"] | None:
+        return self.images.labels
+
+    @property
+    def paths(self) -> tuple[str, ...] | None:
+        return self.images.paths
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:
+        """The image; raises as `load` does."""
+        return self.load(index)[0]
+
+    def load(self, index: SupportsIndex) -> tuple[UInt8[np.ndarray, "h w 3"], int, int, int]:
+        """The image, its label (-1: none), its index, and how many bad images were passed over.
+
+        The index is the one asked for unless that image cannot be decoded and bad ones are skipped:
+        then it is that of the next good image, after the last image the first.
+
+        Raises:
+          IndexError: no such index.
+          UserError: the image cannot be decoded, or, when skipping, none can.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of a source of {len(self)} images")
+        for num_bad in range(len(self)):
+            position = (index + num_bad) % len(self)
+            try:
+                image, label = self.images.read(position)
+            except BadImageError as error:
+                if not self._skip_bad:
+                    raise bad_image(self.images.name(position), error) from error
+            else:
+                return image, label, position, num_bad
+        raise all_bad(self.images)
+
+
+def bad_image(name: str, error: BadImageError) -> UserError:
+    """What to say of an image that cannot be decoded."""
+    return UserError(
+        f"{name} cannot be decoded: {error}. Remove it, or set data.on_bad_image to 'skip'."
+    )
+
+
+def all_bad(images: FolderImages | TfdsImages) -> UserError:
+    """What to say when no image can be decoded."""
+    return UserError(f"None of the {len(images)} images can be decoded; {images.name(0)} is one.")

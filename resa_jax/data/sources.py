@@ -1,19 +1,23 @@
 """Sources of images: one string names each of them everywhere."""
 
 import functools
-import operator
 import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Int32, UInt8
 
 from resa_jax.data import check
 from resa_jax.data.decode import BadImageError, image_size, shrink
-from resa_jax.data.images import FolderImages, MemoryImages, TfdsImages
+from resa_jax.data.images import (
+    FolderImages,
+    MemoryImages,
+    Source,
+    TfdsImages,
+    all_bad,
+    bad_image,
+)
 from resa_jax.errors import UserError
 
 
@@ -29,7 +33,7 @@ def open_source(
     long_tail: float | int | None = None,
     on_bad_image: str = "error",
     split: str = "train",
-) -> "Source":
+) -> Source:
     """Opens `digits`, `folder:PATH`, `npz:FILE` or `tfds:NAME` (also NAME/CONFIG:VERSION@SPLIT).
 
     Images are upright uint8 RGB whose longer side is at most `canvas`; see `decode_image`. A folder
@@ -62,92 +66,6 @@ def open_source(
     if kind == "folder":
         return _open_folder(place, canvas, choose, skip)
     return _open_tfds(*check.choose_split(place, split), canvas, choose, skip)
-
-
-class Source:
-    """Images by index.
-
-    Attributes:
-      class_names: the names of the classes, by label; empty where there are no labels.
-      canvas: the longest side that an image can have, in pixels.
-      num_bad: how many images were left out when the source was opened.
-      images: where the images come from.
-    """
-
-    def __init__(
-        self,
-        images: MemoryImages | FolderImages | TfdsImages,
-        *,
-        class_names: tuple[str, ...],
-        canvas: int,
-        skip_bad: bool = False,
-        num_bad: int = 0,
-    ):
-        self.images = images
-        self.class_names = class_names
-        self.canvas = canvas
-        self.num_bad = num_bad
-        self._skip_bad = skip_bad
-
-    @property
-    def in_memory(self) -> bool:
-        return isinstance(self.images, MemoryImages)
-
-    @property
-    def is_labelled(self) -> bool:
-        """Whether `labels` is there; unlike `labels` itself, this never reads anything."""
-        if isinstance(self.images, TfdsImages):
-            return self.images.has_labels
-        return self.images.labels is not None
-
-    @property
-    def labels(self) -> Int32[np.ndarray, "n"] | None:
-        return self.images.labels
-
-    @property
-    def paths(self) -> tuple[str, ...] | None:
-        return self.images.paths
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:
-        """The image; raises as `load` does."""
-        return self.load(index)[0]
-
-    def load(self, index: SupportsIndex) -> tuple[UInt8[np.ndarray, "h w 3"], int, int, int]:
-        """The image, its label (-1: none), its index, and how many bad images were passed over.
-
-        The index is the one asked for unless that image cannot be decoded and bad ones are skipped:
-        then it is that of the next good image, after the last image the first.
-
-        Raises:
-          IndexError: no such index.
-          UserError: the image cannot be decoded, or, when skipping, none can.
-        """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of a source of {len(self)} images")
-        for num_bad in range(len(self)):
-            position = (index + num_bad) % len(self)
-            try:
-                image, label = self.images.read(position)
-            except BadImageError as error:
-                if not self._skip_bad:
-                    raise _bad_image(self.images.name(position), error) from error
-            else:
-                return image, label, position, num_bad
-        raise _all_bad(self.images)
-
-
-def _bad_image(name: str, error: BadImageError) -> UserError:
-    return UserError(
-        f"{name} cannot be decoded: {error}. Remove it, or set data.on_bad_image to 'skip'."
-    )
-
-
-def _all_bad(images: FolderImages | TfdsImages) -> UserError:
-    return UserError(f"None of the {len(images)} images can be decoded; {images.name(0)} is one.")
 
 
 def _choose(
@@ -286,7 +204,7 @@ def _small_or_large(
         return Source(images, class_names=class_names, canvas=images.canvas, skip_bad=skip)
     pixels, labels, good = decoded
     if not pixels:
-        raise _all_bad(images)
+        raise all_bad(images)
     has_labels = images.has_labels if isinstance(images, TfdsImages) else images.labels is not None
     paths = images.paths
     return _in_memory(
@@ -309,7 +227,7 @@ def _decode_all(
         except BadImageError as error:
             if skip:
                 return None
-            raise _bad_image(images.name(index), error) from error
+            raise bad_image(images.name(index), error) from error
 
     pixels, labels, good = [], [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock

@@ -20,9 +20,10 @@ from resa_jax.checkpoint import read_config
 from resa_jax.data.augment import center_crop, normalize
 from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import SMALL, Source
-from resa_jax.encoder import EncoderSpec, find_checkpoint, read_children, read_encoder
+from resa_jax.encoder import find_checkpoint, read_children, read_encoder
 from resa_jax.errors import UserError
 from resa_jax.models import create_projector, is_vit
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.sharding import batch_sharding, create_mesh
 
 

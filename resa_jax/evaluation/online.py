@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from resa_jax.data.augment import center_crop
+from resa_jax.data.augment import center_crop, normalize
 from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
-from resa_jax.encoder import EncoderSpec, normalize
 from resa_jax.evaluation.clustering import clustering, fixed_split
 from resa_jax.evaluation.knn import knn_cifar, knn_weighted
 from resa_jax.evaluation.linear import linear_cifar
 from resa_jax.method import ReSA
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.sharding import batch_sharding
 from resa_jax.step import TrainState
 
@@ -67,7 +67,7 @@ class OnlineEvaluation:
                 interpolation="bicubic",
             )
             network = nnx.merge(graphdef, params, batch_stats)
-            encodings = network.encoder(normalize(pixels, spec), train=False)
+            encodings = network.encoder(normalize(pixels, spec.mean, spec.std), train=False)
             layers = encodings, *network.projector.layers(encodings, train=False)
             return dict(zip(FEATURES, (layer.astype(np.float32) for layer in layers), strict=True))
 

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from resa_jax.encoder import EncoderSpec
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.files import SUFFIXES, is_tensor_file, read_tensors, write_tensors
-from resa_jax.weights.networks import read_networks, save_networks
 from resa_jax.weights.sorting import sort_networks
 from resa_jax.weights.translate import encoder_from_torch, encoder_to_torch, networks_from_torch
 
@@ -15,10 +14,8 @@ __all__ = [
     "encoder_to_torch",
     "is_tensor_file",
     "networks_from_torch",
-    "read_networks",
     "read_tensors",
     "read_torch_encoder",
-    "save_networks",
     "sort_networks",
     "write_tensors",
 ]

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from resa_jax.encoder import EncoderSpec
 from resa_jax.errors import UserError
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.infer import find_table, nearest_arch
 from resa_jax.weights.names import Slot
 from resa_jax.weights.sorting import Checkpoint, count, some

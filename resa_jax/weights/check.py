@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from resa_jax.encoder import EncoderSpec
 from resa_jax.models import is_vit
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.torch_forward import torch_encodings
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from resa_jax import weights
 from resa_jax.encoder import export_encoder, read_encoder
 from resa_jax.errors import UserError
-from resa_jax.weights import SUFFIXES, is_tensor_file, save_networks
+from resa_jax.weights import SUFFIXES, is_tensor_file
 from resa_jax.weights.check import compare_encodings
+from resa_jax.weights.networks import save_networks
 
 
 def convert(

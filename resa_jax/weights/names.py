@@ -13,8 +13,8 @@ from types import MappingProxyType
 import numpy as np
 from flax import nnx
 
-from resa_jax.encoder import EncoderSpec
 from resa_jax.models import create_predictor, create_projector, is_vit
+from resa_jax.models.spec import EncoderSpec
 
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from resa_jax.encoder import EncoderSpec, read_encoder
+from resa_jax.encoder import read_encoder
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.files import read_tensors
 from resa_jax.weights.sorting import sort_networks
 from resa_jax.weights.translate import networks_from_torch

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resa_jax.encoder import EncoderSpec
 from resa_jax.errors import UserError
 from resa_jax.models import is_vit
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.account import Account
 from resa_jax.weights.infer import infer_spec
 from resa_jax.weights.names import (

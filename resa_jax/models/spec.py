@@ -1,0 +1,62 @@
+"""What an encoder is, apart from its weights."""
+
+from dataclasses import dataclass
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from resa_jax.models import create_encoder
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What it takes to build an encoder and to feed it.
+
+    Attributes:
+      name: architecture, one of `resa_jax.models.ENCODERS`.
+      image_size: side of the images, pixels.
+      patch_size, width, depth: None where the name decides.
+      mean, std: of the channels, in 0..1, by which images are normalised.
+      resize: short side in pixels to which an image is resized before its centre is cropped.
+    """
+
+    name: str
+    image_size: int
+    patch_size: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resize: int | None = None
+
+    @classmethod
+    def from_config(cls, config: ConfigDict | dict) -> "EncoderSpec":
+        """The encoder of a resolved recipe."""
+        encoder, data = config["encoder"], config["data"]
+        return cls(
+            **{name: encoder[name] for name in ("name", "image_size", "patch_size")},
+            **{name: encoder[name] for name in ("width", "depth")},
+            **{name: tuple(data[name]) for name in ("mean", "std")},
+            resize=data["resize"],
+        )
+
+    def create(self) -> nnx.Module:
+        """The network with the shapes of its arrays in their place."""
+        return nnx.eval_shape(
+            lambda: create_encoder(
+                self.name,
+                image_size=self.image_size,
+                patch_size=self.patch_size,
+                width=self.width,
+                depth=self.depth,
+                rngs=nnx.Rngs(0),
+            )
+        )
+
+    def build(self) -> nnx.GraphDef:
+        """The network's structure, to be merged with its arrays."""
+        return nnx.split(self.create(), nnx.Param, nnx.BatchStat)[0]

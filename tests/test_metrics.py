@@ -1,0 +1,47 @@
+"""What a run writes to TensorBoard."""
+
+import io
+import struct
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from resa_jax.config import load_config
+from resa_jax.metrics import MetricsWriter, WallTime
+from resa_jax.sharding import batch_sharding, create_mesh
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def read_events(folder):
+    """The events of a folder: records of a length, its checksum, the event, its checksum."""
+    (path,) = folder.glob("events.*")
+    data, position = path.read_bytes(), 0
+    while position < len(data):
+        (length,) = struct.unpack_from("<Q", data, position)
+        yield Event.FromString(data[position + 12 : position + 12 + length])
+        position += length + 16
+
+
+def test_views_and_scalars_in_tensorboard(tmp_path):
+    config = load_config(
+        "configs/digits.py:smoke", ["data.mean=(0.2,0.3,0.4)", "data.std=(0.5,0.6,0.7)"]
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 8, 8, 3), np.uint8)
+    views = ((pixels / 255 - [0.2, 0.3, 0.4]) / [0.5, 0.6, 0.7]).astype(np.float32)
+    views = tuple(jax.device_put(view, batch_sharding(create_mesh())) for view in views)
+    with MetricsWriter(tmp_path, config, WallTime(), 0, 10, 5) as writer:
+        writer.show(1, views)
+        writer.write(2, {"eval/knn_top1": 75.0})
+    values = {
+        v.tag: v for event in read_events(tmp_path / "tensorboard") for v in event.summary.value
+    }
+    for number in (0, 1):
+        picture = Image.open(io.BytesIO(values[f"views/{number}"].image.encoded_image_string))
+        # Eight of 64 images on the first of eight devices.
+        np.testing.assert_array_equal(picture, np.concatenate(pixels[number, :8], axis=1))
+    assert values["eval/knn_top1"].simple_value == 75
