@@ -162,7 +162,7 @@ class MetricsWriter:
         mean, std = np.array(self._config.data.mean), np.array(self._config.data.std)
         for number, view in enumerate(views):
             # Of the first device, since other processes' images are out of reach.
-            images = np.asarray(view.addressable_shards[0].data[:_SHOWN_IMAGES], np.float32)
+            images = np.asarray(view.addressable_shards[0].data)[:_SHOWN_IMAGES].astype(np.float32)
             pixels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
             strip = np.concatenate(pixels, axis=1)
             self._tensorboard.add_image(f"views/{number}", strip, step, dataformats="HWC")

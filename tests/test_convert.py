@@ -23,7 +23,6 @@ from resa_jax.models.vit import sincos_table
 from resa_jax.weights import (
     encoder_from_torch,
     encoder_to_torch,
-    read_networks,
     read_tensors,
     read_torch_encoder,
     sort_networks,
@@ -32,6 +31,7 @@ from resa_jax.weights import (
 from resa_jax.weights.conversion import convert
 from resa_jax.weights.infer import infer_spec
 from resa_jax.weights.names import encoder_slots
+from resa_jax.weights.networks import read_networks
 
 
 CIFAR = torch_layouts.resnet(False, (2, 2, 2, 2), 3, width=4)

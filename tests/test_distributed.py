@@ -276,6 +276,18 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(images, tmp_path):
         assert f"Going on after step {last}" in run.finish()[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_silent_process_ends_the_other(images, tmp_path, silent):
+    # A process that is stopped keeps its connections, as one whose network is gone: only the
+    # heartbeats tell. Process 0 is the one that counts them.
+    with Run(tmp_path / "run", 2, 1, **VIT, **source(images, 100_000)) as run:
+        run.wait_for(STEPS_PER_EPOCH + 2)
+        run.processes[silent].send_signal(signal.SIGSTOP)
+        run.processes[1 - silent].communicate(timeout=2 * HEARTBEAT_TIMEOUT_SECONDS)
+        assert run.processes[1 - silent].returncode not in (0, None)
+
+
 @pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_imagenet_vits_on_photographs(tmp_path, num_processes):
     unpack_photographs(tmp_path / "images", count=24)

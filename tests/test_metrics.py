@@ -33,8 +33,10 @@ def test_views_and_scalars_in_tensorboard(tmp_path):
     )
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 8, 8, 3), np.uint8)
     views = ((pixels / 255 - [0.2, 0.3, 0.4]) / [0.5, 0.6, 0.7]).astype(np.float32)
-    views = tuple(jax.device_put(view, batch_sharding(create_mesh())) for view in views)
-    with MetricsWriter(tmp_path, config, WallTime(), 0, 10, 5) as writer:
+    mesh = create_mesh()
+    views = tuple(jax.device_put(view, batch_sharding(mesh)) for view in views)
+    writer = MetricsWriter(tmp_path, config, WallTime(), 0, 10, 5)
+    with jax.set_mesh(mesh), writer:
         writer.show(1, views)
         writer.write(2, {"eval/knn_top1": 75.0})
     values = {

@@ -1,5 +1,6 @@
 """ResNets v1.5 (He et al., 2016; stride in the 3x3 convolution), NHWC, by torchvision's names."""
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -170,4 +171,6 @@ class ResNet(nnx.Module):
         return tuple(maps)
 
     def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n d"]:
-        return self.feature_maps(x, train=train)[-1].mean((1, 2))
+        # The CPU compiler of jaxlib 0.12 would fuse the last blocks into this mean, and gives NaN
+        # in bfloat16.
+        return jax.lax.optimization_barrier(self.feature_maps(x, train=train)[-1]).mean((1, 2))
