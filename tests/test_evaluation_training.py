@@ -199,5 +199,13 @@ def test_only_listed_images_train(tmp_path):
     names.write_text("a.png\nz.png\n")
     with pytest.raises(UserError, match=r"lists z.png, .* \(1 of 2 names"):
         finetune.only_listed(everything, str(names))
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "dog" / "a.png")
+    everything, _ = open_subsets(open_source(f"folder:{tmp_path / 'images'}"), source)
+    names.write_text("dog/a.png\n")
+    assert finetune.only_listed(everything, str(names)).labels.tolist() == [1]
+    for ambiguous in ("a.png", "bird/a.png"):
+        names.write_text(f"{ambiguous}\n")
+        with pytest.raises(UserError, match=f"lists {ambiguous}, .* several images of that name"):
+            finetune.only_listed(everything, str(names))
     with pytest.raises(UserError, match="must be a folder:PATH"):
         finetune.only_listed(open_subsets(open_source("digits"), None)[0], str(names))

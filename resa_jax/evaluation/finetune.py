@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import defaultdict
 from functools import partial
 
 import jax
@@ -118,15 +119,31 @@ def _listed_rows(source: Source, list_file: str) -> Int[np.ndarray, " n"]:
     if source.paths is None:
         raise UserError("--list_file names image files, so the source must be a folder:PATH.")
     with open(list_file, encoding="utf-8") as file:
-        names = [os.path.basename(line.strip()) for line in file if line.strip()]
-    positions = {os.path.basename(path): row for row, path in enumerate(source.paths)}
-    missing = [name for name in names if name not in positions]
+        names = [line.strip() for line in file if line.strip()]
+    rows = defaultdict(list)
+    for row, path in enumerate(source.paths):
+        rows[os.path.basename(path)].append(row)
+    found = [rows.get(os.path.basename(name), []) for name in names]
+    missing = [name for name, candidates in zip(names, found, strict=True) if not candidates]
     if missing:
         raise UserError(
             f"{list_file} lists {missing[0]}, which the source does not have "
             f"({len(missing)} of {len(names)} names are missing)."
         )
-    return np.array([positions[name] for name in names])
+    return np.array(
+        [_only_row(*pair, source.paths, list_file) for pair in zip(names, found, strict=True)]
+    )
+
+
+def _only_row(name: str, candidates: list[int], paths: tuple[str, ...], list_file: str) -> int:
+    if len(candidates) > 1:  # then the folders in the list decide
+        candidates = [row for row in candidates if paths[row].endswith(f"/{name}")]
+    if len(candidates) != 1:
+        raise UserError(
+            f"{list_file} lists {name}, and the source has several images of that name; list them "
+            "with their folders, as CLASS/NAME."
+        )
+    return candidates[0]
 
 
 def _trained_mask(network: TrainedNetwork) -> dict:
