@@ -99,9 +99,9 @@ def compare_features(
 def format_table(table: dict[str, dict[str, float]]) -> str:
     """`compare_features` as text: one row per features, one column per score."""
     columns = {
-        "silhouette_mean": ("silhouette", "{:.3f}"),
-        "ari": ("ARI", "{:.3f}"),
-        "nmi": ("NMI", "{:.3f}"),
+        "silhouette_mean": ("silhouette", "{:z.3f}"),
+        "ari": ("ARI", "{:z.3f}"),
+        "nmi": ("NMI", "{:z.3f}"),
         "accuracy": ("cluster acc. %", "{:.1f}"),
         "knn_top1": ("5-NN acc. %", "{:.1f}"),
     }

@@ -84,8 +84,8 @@ def _header(record):
     tiles = {
         "k-NN accuracy": (record.last("eval/knn_top1"), "{:.1f} %"),
         "linear probe": (record.last("eval/linear_top1"), "{:.1f} %"),
-        "ARI of H": (record.last("eval/encoding_ari"), "{:.3f}"),
-        "silhouette of H": (record.last("eval/encoding_silhouette_mean"), "{:.3f}"),
+        "ARI of H": (record.last("eval/encoding_ari"), "{:z.3f}"),
+        "silhouette of H": (record.last("eval/encoding_silhouette_mean"), "{:z.3f}"),
         "loss": (record.last("loss"), "{:.3f}"),
         "images per second": (_median(record, "images_per_second"), "{:,.0f}"),
         "MFU": (_median(record, "mfu_percent"), "{:.1f} %"),
@@ -154,7 +154,7 @@ def _verdict(record):
         epoch = max(epochs)
         values = {title: y[x.index(epoch)] for title, (x, y) in curves.items()}
         ranking = sorted(values, key=values.get, reverse=True)
-        order = ", ".join(f"{title.split()[0]} {values[title]:.3f}" for title in ranking)
+        order = ", ".join(f"{title.split()[0]} {values[title]:z.3f}" for title in ranking)
         leads = "H leads" if ranking[0].startswith("H") else "H does not lead"
         said.append(f"At epoch {epoch:.3g} the order by {name} is {order}: {leads}.")
     return " ".join(said)

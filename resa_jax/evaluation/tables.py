@@ -42,4 +42,4 @@ def format_score(column: str, value: float | None) -> str:
     if isinstance(value, int):
         return str(value)
     percent = column.endswith(("top1", "top5", "accuracy"))
-    return f"{value:.2f}" if percent else f"{value:.4f}"
+    return f"{value:.2f}" if percent else f"{value:z.4f}"
