@@ -28,9 +28,8 @@ def read_events(folder):
 
 
 def test_views_and_scalars_in_tensorboard(tmp_path):
-    config = load_config(
-        "configs/digits.py:smoke", ["data.mean=(0.2,0.3,0.4)", "data.std=(0.5,0.6,0.7)"]
-    )
+    statistics = ["data.mean=(0.2,0.3,0.4)", "data.std=(0.5,0.6,0.7)"]
+    config = load_config(str(ROOT / "configs" / "digits.py:smoke"), statistics)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 8, 8, 3), np.uint8)
     views = ((pixels / 255 - [0.2, 0.3, 0.4]) / [0.5, 0.6, 0.7]).astype(np.float32)
     mesh = create_mesh()

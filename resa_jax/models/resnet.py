@@ -87,7 +87,10 @@ def add_downsample(block: nnx.Module, in_features: int, features: int, stride: i
     block.downsample_bn = BatchNorm(features, dtype=dtype) if projects else None
 
 
-def shortcut(block: nnx.Module, x: Array, *, train: bool) -> Array:
+def shortcut(
+    block: nnx.Module, x: Float[Array, "n h w c"], *, train: bool
+) -> Float[Array, "n h2 w2 c2"]:
+    """A block's input, projected where its output has another shape."""
     if block.downsample_conv is None:
         return x
     return block.downsample_bn(block.downsample_conv(x), train=train)
