@@ -15,9 +15,9 @@ import jax
 from ml_collections import ConfigDict
 
 from resa_jax.config import load_config
-from resa_jax.flops import forward_flops
-from resa_jax.method import create_method, init_networks
 from resa_jax.models.spec import EncoderSpec
+from resa_jax.training.flops import forward_flops
+from resa_jax.training.networks import create_method, init_networks
 
 
 BATCHES = (1024, 4096, 16384, 32768)

@@ -16,9 +16,9 @@ from absl import flags
 
 from resa_jax.cli import run
 from resa_jax.config import load_config
-from resa_jax.flops import peak_flops, train_flops
-from resa_jax.programs import compile_programs
 from resa_jax.sharding import batch_sharding, create_mesh
+from resa_jax.training.flops import peak_flops, train_flops
+from resa_jax.training.programs import compile_programs
 
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.", required=True)

@@ -9,10 +9,10 @@ _HOMES = {
     "Encoder": "encoder",
     "UserError": "errors",
     "load_encoder": "encoder",
-    "resa_loss": "loss",
-    "sinkhorn_knopp": "loss",
-    "train": "train_loop",
-    "warmup_cosine": "schedule",
+    "resa_loss": "methods.resa",
+    "sinkhorn_knopp": "methods.resa",
+    "train": "training.loop",
+    "warmup_cosine": "training.schedule",
 }
 
 __all__ = sorted(_HOMES)

@@ -9,7 +9,7 @@ from orbax.checkpoint import v1 as ocp
 
 import resa_jax
 from resa_jax.errors import UserError
-from resa_jax.step import TrainState
+from resa_jax.training.step import TrainState
 
 
 class Checkpoints:

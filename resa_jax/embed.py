@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--groups={_GROUPS.value} is more than the {count} images of the source.")
 
     from resa_jax.data.sources import open_source
-    from resa_jax.evaluation import collection
     from resa_jax.evaluation.features import Preprocessing, extract, load_network
+    from resa_jax.report import collection
 
     source = open_source(_SOURCE.value, split=_SPLIT.value, on_bad_image=_ON_BAD_IMAGE.value)
     network = load_network(_ENCODER.value, _ARCH.value, _NETWORK.value)

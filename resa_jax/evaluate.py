@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
         _check_features(protocols)
 
     from resa_jax.evaluation import command
-    from resa_jax.evaluation.tables import format_result
+    from resa_jax.report.tables import format_result
 
     if _FEATURES.value is not None:
         results = command.evaluate_features(

@@ -11,10 +11,10 @@ import os
 from absl import flags
 
 from resa_jax.cli import run
-from resa_jax.cluster import find_processes
 from resa_jax.config import load_config
 from resa_jax.data.check import check_source
 from resa_jax.errors import UserError
+from resa_jax.training.cluster import find_processes
 from resa_jax.workdir import claim_workdir
 
 
@@ -48,9 +48,9 @@ def main(arguments: list[str]) -> None:
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
     )
 
-    from resa_jax.distributed import joined_processes
-    from resa_jax.memory import out_of_memory_explained
-    from resa_jax.train_loop import train
+    from resa_jax.training.distributed import joined_processes
+    from resa_jax.training.loop import train
+    from resa_jax.training.memory import out_of_memory_explained
 
     with joined_processes(processes), out_of_memory_explained(config):
         train(config, _WORKDIR.value)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from resa_jax import main, programs, sharding, train_loop
 from resa_jax.cli import run
-from resa_jax.method import init_networks
+from resa_jax.training.networks import init_networks
 
 
 def noting(stream):

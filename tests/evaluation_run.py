@@ -9,9 +9,9 @@ import optax
 from resa_jax.checkpoint import Checkpoints
 from resa_jax.config import load_config, to_json
 from resa_jax.encoder import export_encoder
-from resa_jax.method import init_networks
 from resa_jax.models.spec import EncoderSpec
-from resa_jax.step import create_train_state
+from resa_jax.training.networks import init_networks
+from resa_jax.training.step import create_train_state
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from resa_jax.config import load_config
-from resa_jax.flops import forward_flops, train_flops
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.recipes import weak_view
+from resa_jax.training.flops import forward_flops, train_flops
 
 
 ROOT = Path(__file__).parents[1]

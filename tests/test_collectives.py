@@ -10,12 +10,12 @@ import pytest
 
 from benchmarks.scaling_model import collectives, network_shapes
 from resa_jax.config import resolve
-from resa_jax.method import create_method, init_networks
-from resa_jax.optimizer import create_optimizer
 from resa_jax.recipes import default_config
-from resa_jax.schedule import warmup_cosine
 from resa_jax.sharding import batch_sharding, create_mesh, replicated
-from resa_jax.step import create_train_state, make_train_step
+from resa_jax.training.networks import create_method, init_networks
+from resa_jax.training.optimizer import create_optimizer
+from resa_jax.training.schedule import warmup_cosine
+from resa_jax.training.step import create_train_state, make_train_step
 
 
 BATCH = 48  # no width of the networks

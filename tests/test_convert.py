@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from resa_jax.encoder import export_encoder, load_encoder, read_encoder
 from resa_jax.errors import UserError
-from resa_jax.models import ENCODERS
+from resa_jax.models.encoders import ENCODERS
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.vit import sincos_table
 from resa_jax.weights import (
@@ -696,8 +696,8 @@ def test_pretraining_goes_on_from_a_full_checkpoint(vit, tmp_path):
     import torch_resa
 
     from resa_jax.config import resolve
-    from resa_jax.method import create_method
     from resa_jax.recipes import default_config
+    from resa_jax.training.networks import create_method
 
     if vit:
         name, side, features = "vit_ti16", 32, 192

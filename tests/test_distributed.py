@@ -15,9 +15,9 @@ import pytest
 from data_samples import unpack_cifar, unpack_photographs
 
 from resa_jax.checkpoint import read_subtree
-from resa_jax.cluster import find_processes
-from resa_jax.distributed import HEARTBEAT_TIMEOUT_SECONDS
 from resa_jax.errors import UserError
+from resa_jax.training.cluster import find_processes
+from resa_jax.training.distributed import HEARTBEAT_TIMEOUT_SECONDS
 
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ from PIL import Image
 from resa_jax.data.sources import open_source
 from resa_jax.encoder import load_encoder
 from resa_jax.errors import UserError
-from resa_jax.evaluation.collection import Collection, query_encoder
 from resa_jax.evaluation.features import Preprocessing, load_network
+from resa_jax.report.collection import Collection, query_encoder
 from resa_jax.serving import check_export, export_stablehlo
 
 

@@ -18,10 +18,10 @@ from resa_jax.evaluation import knn
 from resa_jax.evaluation.command import Request, evaluate_encoders, find_workdir
 from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.evaluation.protocols import create_protocol
-from resa_jax.evaluation.tables import format_result
-from resa_jax.method import create_method, init_networks
+from resa_jax.report.tables import format_result
 from resa_jax.sharding import create_mesh
-from resa_jax.step import create_train_state
+from resa_jax.training.networks import create_method, init_networks
+from resa_jax.training.step import create_train_state
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from resa_jax.encoder import load_encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation import features
 from resa_jax.evaluation.features import Preprocessing, extract, last_tokens, load_network
-from resa_jax.models import create_encoder
+from resa_jax.models.encoders import create_encoder
 from resa_jax.models.spec import EncoderSpec
 
 

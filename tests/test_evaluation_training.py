@@ -19,7 +19,7 @@ from resa_jax.evaluation import finetune, linear_imagenet
 from resa_jax.evaluation.features import Preprocessing, TrainedNetwork
 from resa_jax.evaluation.protocols import create_protocol
 from resa_jax.evaluation.training import Subset, open_subsets
-from resa_jax.models import create_encoder
+from resa_jax.models.encoders import create_encoder
 from resa_jax.models.spec import EncoderSpec
 
 

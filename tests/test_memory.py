@@ -8,13 +8,13 @@ import pytest
 
 from resa_jax.config import load_config
 from resa_jax.errors import UserError
-from resa_jax.memory import (
+from resa_jax.sharding import batch_sharding, create_mesh
+from resa_jax.training.memory import (
     available_bytes,
     check_memory,
     out_of_memory_explained,
     required_bytes,
 )
-from resa_jax.sharding import batch_sharding, create_mesh
 
 
 SMOKE = "configs/digits.py:smoke"

@@ -10,8 +10,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from resa_jax.config import load_config
-from resa_jax.metrics import MetricsWriter, WallTime
 from resa_jax.sharding import batch_sharding, create_mesh
+from resa_jax.training.metrics import MetricsWriter, WallTime
 
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ import torch_layouts
 from flax import nnx
 
 from resa_jax.errors import UserError
-from resa_jax.models import ENCODERS, Frozen, create_encoder, create_predictor, create_projector
-from resa_jax.models.layers import BatchNorm, call_block
+from resa_jax.models.encoders import ENCODERS, create_encoder, create_predictor, create_projector
+from resa_jax.models.layers import BatchNorm, Frozen, call_block
 from resa_jax.models.resnet import BasicBlock, Bottleneck
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.vit import Block, bicubic_matrix, resize_positions, sincos_table

@@ -7,7 +7,7 @@ import pytest
 
 from resa_jax.config import load_config
 from resa_jax.errors import UserError
-from resa_jax.profiler import Profiler
+from resa_jax.training.profiler import Profiler
 
 
 ROOT = Path(__file__).parents[1]

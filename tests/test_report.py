@@ -12,14 +12,14 @@ from evaluation_run import ROOT, make_run
 
 from resa_jax.data.sources import open_source
 from resa_jax.errors import UserError
-from resa_jax.evaluation.assignment import assignment_matrix, assignment_scores
-from resa_jax.evaluation.run_record import read_run
+from resa_jax.report.assignment import assignment_matrix, assignment_scores
+from resa_jax.report.run_record import read_run
 
 
 pytest.importorskip("matplotlib")
 
-from resa_jax.evaluation import figures, gallery
-from resa_jax.evaluation.page import render_page
+from resa_jax.report import figures, gallery
+from resa_jax.report.page import render_page
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from resa_jax.config import resolve
-from resa_jax.loss import cosine_similarity, sinkhorn_knopp
-from resa_jax.method import create_method, init_networks
-from resa_jax.optimizer import create_optimizer
+from resa_jax.methods.resa import cosine_similarity, sinkhorn_knopp
 from resa_jax.recipes import default_config
-from resa_jax.schedule import warmup_cosine
 from resa_jax.sharding import batch_sharding, create_mesh, state_sharding
-from resa_jax.step import create_train_state, make_train_step
+from resa_jax.training.networks import create_method, init_networks
+from resa_jax.training.optimizer import create_optimizer
+from resa_jax.training.schedule import warmup_cosine
+from resa_jax.training.step import create_train_state, make_train_step
 
 
 BATCH, SIZE = 40, 8

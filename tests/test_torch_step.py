@@ -12,12 +12,12 @@ import pytest
 import torch_layouts
 
 from resa_jax.config import resolve
-from resa_jax.method import create_method
 from resa_jax.models.spec import EncoderSpec
-from resa_jax.optimizer import create_optimizer
 from resa_jax.recipes import default_config
-from resa_jax.schedule import warmup_cosine
-from resa_jax.step import create_train_state, make_train_step
+from resa_jax.training.networks import create_method
+from resa_jax.training.optimizer import create_optimizer
+from resa_jax.training.schedule import warmup_cosine
+from resa_jax.training.step import create_train_state, make_train_step
 from resa_jax.weights.names import encoder_slots, predictor_slots, projector_slots
 
 

@@ -22,7 +22,7 @@ from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import SMALL, Source
 from resa_jax.encoder import find_checkpoint, read_children, read_encoder
 from resa_jax.errors import UserError
-from resa_jax.models import create_projector, is_vit
+from resa_jax.models.encoders import create_projector, is_vit
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.sharding import batch_sharding, create_mesh
 

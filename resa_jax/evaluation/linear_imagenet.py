@@ -23,7 +23,7 @@ from resa_jax.evaluation.training import (
     training_batches,
     training_view,
 )
-from resa_jax.models import is_vit
+from resa_jax.models.encoders import is_vit
 
 
 def resolve_linear(

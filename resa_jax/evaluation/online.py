@@ -16,10 +16,10 @@ from resa_jax.data.sources import Source
 from resa_jax.evaluation.clustering import clustering, fixed_split
 from resa_jax.evaluation.knn import knn_cifar, knn_weighted
 from resa_jax.evaluation.linear import linear_cifar
-from resa_jax.method import ReSA
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.sharding import batch_sharding
-from resa_jax.step import TrainState
+from resa_jax.training.networks import ReSA
+from resa_jax.training.step import TrainState
 
 
 # Images up to this side follow the CIFAR protocols, larger ones ImageNet's.

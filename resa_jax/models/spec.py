@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flax import nnx
 from ml_collections import ConfigDict
 
-from resa_jax.models import create_encoder
+from resa_jax.models.encoders import create_encoder
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from resa_jax.models import is_vit
+from resa_jax.models.encoders import is_vit
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.torch_forward import torch_encodings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from resa_jax.errors import UserError
-from resa_jax.models import ENCODERS, check_encoder_name
+from resa_jax.models.encoders import ENCODERS, check_encoder_name
 from resa_jax.models.resnet import RESNETS, Bottleneck
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.vit import VITS, sincos_table

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from flax import nnx
 
-from resa_jax.models import create_predictor, create_projector, is_vit
+from resa_jax.models.encoders import create_predictor, create_projector, is_vit
 from resa_jax.models.spec import EncoderSpec
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from resa_jax.models import is_vit
+from resa_jax.models.encoders import is_vit
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.vit import VITS
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resa_jax.errors import UserError
-from resa_jax.models import is_vit
+from resa_jax.models.encoders import is_vit
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.account import Account
 from resa_jax.weights.infer import infer_spec
@@ -75,7 +75,7 @@ def networks_from_torch(checkpoint: Checkpoint, arch: str | None = None) -> Torc
     Returns:
       `spec`: the encoder's description; `trees`: "params", "batch_stats" ({encoder, projector,
       predictor}) and "ema_params", "ema_batch_stats" ({encoder, projector}; equal to the online
-      ones in a file without momentum networks), as `resa_jax.step.TrainState` names them; `lines`
+      ones in a file without momentum networks), as `TrainState` names them; `lines`
       that say what became of the file's content.
 
     Raises:

@@ -16,11 +16,11 @@ from resa_jax.encoder import export_encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation.clustering import compare_features, format_table
 from resa_jax.evaluation.online import OnlineEvaluation
-from resa_jax.memory import gibibytes
 from resa_jax.models.spec import EncoderSpec
-from resa_jax.programs import Programs
 from resa_jax.sharding import batch_sharding
-from resa_jax.step import TrainState
+from resa_jax.training.memory import gibibytes
+from resa_jax.training.programs import Programs
+from resa_jax.training.step import TrainState
 from resa_jax.weights.networks import read_networks
 
 

@@ -13,8 +13,8 @@ from resa_jax.checkpoint import read_config, read_subtree
 from resa_jax.data.augment import View, augment
 from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
-from resa_jax.loss import cosine_similarity, sinkhorn_knopp
-from resa_jax.method import create_method, forward
+from resa_jax.methods.resa import cosine_similarity, sinkhorn_knopp
+from resa_jax.training.networks import create_method, forward
 
 
 def assignment_matrix(

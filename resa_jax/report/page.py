@@ -4,10 +4,10 @@ from html import escape
 from statistics import median
 
 from resa_jax.config import flatten
-from resa_jax.evaluation.figures import bars_figure, curves_figure
-from resa_jax.evaluation.gallery import Picture
-from resa_jax.evaluation.run_record import COMPONENTS, RunRecord
-from resa_jax.evaluation.tables import flatten_scores, format_score
+from resa_jax.report.figures import bars_figure, curves_figure
+from resa_jax.report.gallery import Picture
+from resa_jax.report.run_record import COMPONENTS, RunRecord
+from resa_jax.report.tables import flatten_scores, format_score
 
 
 COLORS = dict(

@@ -9,11 +9,11 @@ from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
 from resa_jax.data.sources import Source
-from resa_jax.evaluation.assignment import assignment_matrix, assignment_scores
 from resa_jax.evaluation.features import Preprocessing, extract, load_network
-from resa_jax.evaluation.figures import heat_map_figure, picture_uri, scatter_figure
 from resa_jax.evaluation.knn import l2_normalise, nearest_neighbours
-from resa_jax.evaluation.montage import montage
+from resa_jax.report.assignment import assignment_matrix, assignment_scores
+from resa_jax.report.figures import heat_map_figure, picture_uri, scatter_figure
+from resa_jax.report.montage import montage
 
 
 SHOWN_CLASSES = 10  # of a source with more, a random choice is shown

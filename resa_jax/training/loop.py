@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 from resa_jax.checkpoint import Checkpoints
 from resa_jax.config import to_json
 from resa_jax.data.pipeline import batches, steps_per_epoch
-from resa_jax.distributed import Preemption
 from resa_jax.evaluation.online import OnlineEvaluation
-from resa_jax.memory import available_bytes, check_memory
-from resa_jax.metrics import MetricsWriter, WallTime
-from resa_jax.profiler import Profiler
-from resa_jax.programs import compile_programs
-from resa_jax.run import (
+from resa_jax.sharding import create_mesh
+from resa_jax.training.distributed import Preemption
+from resa_jax.training.memory import available_bytes, check_memory
+from resa_jax.training.metrics import MetricsWriter, WallTime
+from resa_jax.training.profiler import Profiler
+from resa_jax.training.programs import compile_programs
+from resa_jax.training.run import (
     check_batch_size,
     describe,
     finish,
@@ -27,7 +28,6 @@ from resa_jax.run import (
     open_sources,
     to_devices,
 )
-from resa_jax.sharding import create_mesh
 from resa_jax.workdir import claim_workdir
 
 

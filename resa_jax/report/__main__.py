@@ -13,7 +13,7 @@ from absl import flags
 
 from resa_jax.cli import run
 from resa_jax.data.check import check_source
-from resa_jax.evaluation.run_record import read_run
+from resa_jax.report.run_record import read_run
 
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
@@ -32,12 +32,12 @@ def main(arguments: list[str]) -> None:
     if pictures:
         check_source(source_name)
 
-    from resa_jax.evaluation.page import render_page
+    from resa_jax.report.page import render_page
 
     gallery = []
     if pictures:
         from resa_jax.data.sources import open_source
-        from resa_jax.evaluation.gallery import draw_gallery
+        from resa_jax.report.gallery import draw_gallery
 
         data = record.config["data"]
         options = {"classes": data["classes"], "long_tail": data["long_tail"]}

@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resa_jax.data.augment import View, augment
-from resa_jax.memory import required_bytes
-from resa_jax.method import ReSA, create_method, init_networks
-from resa_jax.optimizer import create_optimizer
-from resa_jax.schedule import warmup_cosine
 from resa_jax.sharding import batch_sharding, replicated, state_sharding
-from resa_jax.step import TrainState, create_train_state, make_train_step
+from resa_jax.training.memory import required_bytes
+from resa_jax.training.networks import ReSA, create_method, init_networks
+from resa_jax.training.optimizer import create_optimizer
+from resa_jax.training.schedule import warmup_cosine
+from resa_jax.training.step import TrainState, create_train_state, make_train_step
 
 
 @dataclass(frozen=True)

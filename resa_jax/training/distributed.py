@@ -28,7 +28,7 @@ def joined_processes(options: Mapping[str, Any] | None) -> Iterator[None]:
     last sign of life, or a few seconds later.
 
     Args:
-      options: what `resa_jax.cluster.find_processes` returns; None does nothing.
+      options: what `resa_jax.training.cluster.find_processes` returns; None does nothing.
     """
     if options is None:
         yield

@@ -9,13 +9,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from resa_jax.loss import (
+from resa_jax.methods.resa import (
     assignment_cross_entropy,
     cosine_similarity,
     resa_loss,
     sinkhorn_knopp,
 )
-from resa_jax.models import create_encoder, create_predictor, create_projector
+from resa_jax.models.encoders import create_encoder, create_predictor, create_projector
 from resa_jax.models.layers import Frozen
 
 

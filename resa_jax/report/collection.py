@@ -15,7 +15,7 @@ from resa_jax.data.sources import Source
 from resa_jax.errors import UserError
 from resa_jax.evaluation.features import Preprocessing, TrainedNetwork
 from resa_jax.evaluation.knn import l2_normalise, nearest_neighbours
-from resa_jax.evaluation.montage import montage
+from resa_jax.report.montage import montage
 
 
 GROUP_IMAGES = 10  # shown of each group

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from resa_jax.flops import peak_flops, train_flops
+from resa_jax.training.flops import peak_flops, train_flops
 
 
 _SHOWN_IMAGES = 8
