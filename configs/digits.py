@@ -25,7 +25,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.weight_decay = 0.01
     config.ema_momentum = 0.98  # a run of 770 steps has no time for 0.996
     config.encoder.update({"name": "resnet18_small", "image_size": 8, "width": 8})
-    config.projector.update({"hidden_size": 256, "output_size": 64})
+    config.method.update({"hidden_size": 256, "output_size": 64})
     config.views = [
         weak_view(flip_probability=0.0, crop_scale=(0.8, 1.0)),
         weak_view(

@@ -7,8 +7,7 @@ reports 82.24 % linear and 74.56 % k-NN accuracy. One GPU.
 
 The 100 classes are those of the list that CMC published, one synset a line, in the file
 `imagenet100.txt` (set data.classes to read another). A folder that holds only these classes needs
-no
-list:
+no list:
 
     --config.data.source=folder:imagenet100/train --config.data.test_source=folder:imagenet100/val
 """

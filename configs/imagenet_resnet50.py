@@ -10,8 +10,8 @@ accuracy that the paper reports, in percent:
 Batch 256 fits one GPU of 80 GB, batch 1,024 eight GPUs or a TPU v3-8 slice and larger.
 
     python -m resa_jax.main --config=configs/imagenet_resnet50.py --workdir=runs/r50
-    python -m resa_jax.main --config=configs/imagenet_resnet50.py:bs1024,epochs=800
-    --workdir=runs/r50
+    python -m resa_jax.main --config=configs/imagenet_resnet50.py:bs1024,epochs=800 \\
+      --workdir=runs/r50
 
 From the usual folder layout instead of TFDS:
 
@@ -32,7 +32,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.base_lr = 0.4 if options.epochs == 800 else 0.5
     config.warmup_epochs = 10 if options.bs1024 else 2
     config.weight_decay = 1e-5
-    config.predictor = True
+    config.method.predictor = True
     config.precision = "bfloat16"
     config.encoder.name = "resnet50"
     config.data.source = "tfds:imagenet2012"

@@ -28,7 +28,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.final_lr = 1e-4 if options.authors else None
     config.warmup_epochs = 40
     config.weight_decay = 0.1
-    config.predictor = True
+    config.method.predictor = True
     config.precision = "bfloat16"
     config.optimizer.name = "adamw"
     config.encoder.name = "vit_s16"
@@ -37,4 +37,4 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.data.resize = 256
     config.data.workers = 16
     config.eval.every_epochs = 10
-    return apply_smoke(config) if options.smoke else config
+    return apply_smoke(config, width=64, depth=2) if options.smoke else config

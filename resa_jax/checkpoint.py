@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -9,7 +10,10 @@ from orbax.checkpoint import v1 as ocp
 
 import resa_jax
 from resa_jax.errors import UserError
-from resa_jax.training.step import TrainState
+
+
+# A train state: any dataclass of trees. This module knows none of the rooms that use it.
+State = TypeVar("State")
 
 
 class Checkpoints:
@@ -51,20 +55,20 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return 0 if latest is None else latest.step
 
-    def save(self, state: TrainState, step: int) -> None:
+    def save(self, state: State, step: int) -> None:
         """Starts to save `state`, whose buffers may be donated as soon as this returns."""
         if step != self.latest_step:
             self._checkpointer.save_checkpointables_async(
                 step, {"state": vars(state)}, force=True, custom_metadata=self._metadata
             )
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
+    def restore(self, step: int, abstract: State) -> State:
         """The state saved at `step`, placed as the shardings in `abstract` say.
 
         The number of devices and processes may differ from that of the run that saved it.
         """
         loaded = self._checkpointer.load_checkpointables(step, {"state": vars(abstract)})
-        return TrainState(**loaded["state"])
+        return type(abstract)(**loaded["state"])
 
 
 def read_subtree(path: Path, *names: str) -> dict:

@@ -1,9 +1,10 @@
 """How the commands start: flags, overrides of the config, and a user's mistake as one line."""
 
+import logging
 import sys
 from collections.abc import Callable
 
-from absl import app, flags, logging
+from absl import app, flags, logging as absl_logging
 
 from resa_jax.errors import UserError
 
@@ -17,7 +18,8 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
     """
 
     def guarded(arguments):
-        logging.set_verbosity(logging.WARNING)  # not the backends that JAX looked for in vain
+        absl_logging.set_verbosity(absl_logging.WARNING)  # not the backends JAX looked for in vain
+        log_to_terminal()
         try:
             main(arguments)
         except (UserError, FloatingPointError) as error:
@@ -39,3 +41,22 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
 def _fail(message) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def log_to_terminal() -> None:
+    """Lets the package say on stdout what it is doing, as plain lines and around progress bars."""
+    log = logging.getLogger("resa_jax")
+    if not log.handlers:
+        handler = _AroundBars()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+class _AroundBars(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # not needed to refuse a mistake
+
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()

@@ -3,59 +3,18 @@
 Nothing heavy is imported here, so that a mistake is answered before JAX starts.
 """
 
-import ast
 import difflib
 import importlib.util
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
 from resa_jax.errors import UserError
-
-
-# Fields that leave the mathematics alone: these alone may change when a run is resumed.
-RESUMABLE = (
-    *("log_every", "profile", "sharding", "encoder.remat", "data.workers", "data.test_source"),
-    *("eval.", "checkpoint."),
-)
-
-# Fields that may be None, with the type that they take otherwise.
-_OPTIONAL = {
-    "steps": int,
-    "final_lr": float,
-    "init_from": str,
-    "profile": tuple,
-    "encoder.patch_size": int,
-    "encoder.width": int,
-    "encoder.depth": int,
-    "data.test_source": str,
-    "data.resize": int,
-    "data.classes": str,
-    "data.long_tail": float,
-}
-_CHOICES = {
-    "assignment": ("encoding", "embedding", "momentum"),
-    "precision": ("float32", "bfloat16"),
-    "sharding": ("dp", "fsdp"),
-    "optimizer.name": ("sgd", "adamw"),
-    "data.on_bad_image": ("error", "skip"),
-    "crop": ("random", "center"),
-    "interpolation": ("bilinear", "bicubic"),
-}
-_POSITIVE = (
-    *("epochs", "steps", "batch_size", "base_lr", "temperature", "epsilon", "log_every", "size"),
-    *("encoder.image_size", "encoder.patch_size", "encoder.width", "encoder.depth"),
-    *("projector.hidden_size", "projector.output_size", "data.canvas", "data.resize"),
-    *("eval.max_images", "eval.batch_size", "checkpoint.every_epochs", "checkpoint.keep"),
-)
-_NOT_NEGATIVE = (
-    *("seed", "warmup_epochs", "weight_decay", "final_lr", "data.workers", "eval.every_epochs"),
-    *("brightness", "contrast", "saturation", "hue"),
-)
-_RANGES = ("crop_scale", "crop_ratio", "blur_sigma")
+from resa_jax.fields import Field, defaults
+from resa_jax.schema import known_fields, method_group
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -79,7 +38,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UserError(f"--config={file}: the file does not define get_config(variant).")
     config = module.get_config(variant or None)
     overridden = set()
-    for override in overrides:
+    # A method's name first, since the other fields of its group follow from it.
+    for override in sorted(overrides, key=lambda text: not text.startswith("method.name=")):
         field, equals, text = override.partition("=")
         set_field(config, field, text if equals else "true")
         overridden.add(field)
@@ -103,79 +63,48 @@ def resolve(config: ConfigDict) -> None:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises a `UserError` for the first field whose value makes no sense."""
-    for field, value in fields(config):
-        name = re.sub(r"^views\[\d+\]\.", "", field)
-        wrong = None
-        if name in _CHOICES and value not in _CHOICES[name]:
-            wrong = f"one of {', '.join(_CHOICES[name])}"
-        elif name.endswith("_probability") and not 0 <= value <= 1:
-            wrong = "a probability between 0 and 1"
-        elif name in _RANGES and not (len(value) == 2 and 0 < value[0] <= value[1]):
-            wrong = "two positive numbers, the smaller first"
-        elif name == "crop_scale" and value[1] > 1:
-            wrong = "shares of the image's area, at most 1"
-        elif name == "ema_momentum" and not 0 <= value <= 1:
-            wrong = "a number between 0 and 1"
-        elif name in _NOT_NEGATIVE and not value >= 0:
-            wrong = "0 or more"
-        elif name in _POSITIVE and value is not None and not value > 0:
-            wrong = "a positive number"
-        elif name in ("data.mean", "data.std") and value != "auto" and len(value) != 3:
-            wrong = "three numbers, one a channel, or auto"
-        elif name == "profile" and value is not None and not _is_window(value):
-            wrong = "two whole numbers from 1, the first step and how many"
+    """Raises a `UserError` for the first field that there is not, or whose value makes no sense."""
+    known = fields_known(config)
+    for name, value in fields(config):
+        if name not in known:
+            raise UserError(f"The config has no field {name!r}.{_nearest(name, known)}")
+        wrong = known[name].wrong(value)
         if wrong:
-            raise UserError(f"config.{field} is {value!r}; it must be {wrong}.")
+            raise UserError(f"config.{name} is {value!r}; it must be {wrong}.")
     if len(config.views) < 2:
-        raise UserError(f"config.views has {len(config.views)} view; ReSA needs two at least.")
+        raise UserError(f"config.views has {len(config.views)} view; two at least are needed.")
 
 
-def _is_window(value):
-    return len(value) == 2 and all(number >= 1 and number == int(number) for number in value)
-
-
-def set_field(config: ConfigDict, field: str, text: str) -> None:
+def set_field(config: ConfigDict, name: str, text: str) -> None:
     """Sets a field, named as in `views[0].crop_scale`, to the value that `text` spells."""
-    known = dict(fields(config))
-    if field not in known:
-        inside = [name for name in known if name.startswith((f"{field}.", f"{field}["))]
+    known = fields_known(config)
+    if name not in known:
+        inside = [field for field in known if field.startswith((f"{name}.", f"{name}["))]
         if inside:
-            raise UserError(f"config.{field} is a group; set a field of it, as config.{inside[0]}.")
-        raise UserError(f"The config has no field {field!r}.{_nearest(field, known)}")
-    group, name = config, field
-    while match := re.match(r"(\w+)(?:\[(\d+)\])?\.(.+)", name):
-        group, name = group[match[1]], match[3]
-        if match[2]:
-            group = group[int(match[2])]
-    kind = _OPTIONAL.get(field, type(known[field]))
-    if field in ("data.mean", "data.std"):
-        kind = str if text == "auto" else tuple
+            raise UserError(f"config.{name} is a group; set a field of it, as config.{inside[0]}.")
+        raise UserError(f"The config has no field {name!r}.{_nearest(name, known)}")
     try:
-        group[name] = _parse(text, kind, field)
-    except (KeyError, SyntaxError, TypeError, ValueError):
+        value = known[name].parse(text)
+    except ValueError:
+        was = config_path.get_value(name, config)
         raise UserError(
-            f"config.{field}={text} needs {_KINDS[kind]}, as {known[field]!r}."
+            f"config.{name}={text} needs {known[name].kind_in_words}, as {was!r}."
         ) from None
+    if name == "method.name":
+        _switch_method(config, value)
+    config_path.set_value(name, config, value)
 
 
-_KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    tuple: "numbers in parentheses",
-}
+def _switch_method(config: ConfigDict, name: str) -> None:
+    """Gives `config.method` another method's fields; what both have and the recipe set stays."""
+    old, new = defaults(method_group(config.method.name)), defaults(method_group(name))
+    kept = {k: v for k, v in config.method.items() if k in new and v != old[k]}
+    config.method = ConfigDict(new | kept)
 
 
-def _parse(text, kind, field):
-    if field in _OPTIONAL and text.lower() in ("none", "null"):
-        return None
-    if kind is bool:
-        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    if kind is tuple:
-        return tuple(float(x) for x in ast.literal_eval(text))
-    return kind(text)
+def fields_known(config: ConfigDict) -> dict[str, Field]:
+    """What the fields of a config are declared to be."""
+    return known_fields(config.method.name, len(config.views))
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -190,18 +119,38 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]
             yield prefix + name, value
 
 
-def flatten(tree: Mapping) -> dict[str, object]:
-    """The fields of a config that was read back from JSON, by name."""
-    views = [ConfigDict(view) for view in tree["views"]]
-    return dict(fields(ConfigDict({**tree, "views": views})))
-
-
 def to_json(config: ConfigDict) -> str:
     """The config as indented JSON, tuples as lists."""
     return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
 
 
-def _nearest(name, names):
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`; also reads what versions before 0.2 wrote."""
+    tree = _upgrade(json.loads(text))
+    groups = {
+        name: ConfigDict(_with_tuples(group))
+        for name, group in tree.items()
+        if isinstance(group, dict)
+    }
+    views = [ConfigDict(_with_tuples(view)) for view in tree["views"]]
+    return ConfigDict(_with_tuples(tree) | groups | {"views": views}, type_safe=False)
+
+
+def _with_tuples(group: Mapping) -> dict:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in group.items()}
+
+
+def _upgrade(tree: dict) -> dict:
+    """Before 0.2 there was one method, whose fields and heads lay at the top level."""
+    if "method" in tree:
+        return tree
+    own = ("temperature", "epsilon", "symmetric", "assignment", "momentum_network", "predictor")
+    rest = {k: v for k, v in tree.items() if k not in (*own, "projector")}
+    method = {"name": "resa"} | {name: tree[name] for name in own} | tree["projector"]
+    return rest | {"method": method}
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
     """A question with the likeliest of `names`, compared whole and without their groups."""
 
     def likeness(known):

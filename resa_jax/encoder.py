@@ -1,9 +1,9 @@
-"""Trained encoders on disk and in use: the export of a run, and `load_encoder` for every format."""
+"""A trained encoder in use: `load_encoder` for every format, and what it gives."""
 
 import dataclasses
+import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 import jax
@@ -11,32 +11,53 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
-from orbax.checkpoint import v1 as ocp
 
-from resa_jax.checkpoint import read_config, read_subtree
+from resa_jax.checkpoint import read_config
+from resa_jax.config import from_json
 from resa_jax.data.augment import normalize
-from resa_jax.errors import UserError
+from resa_jax.methods.interface import create_method
+from resa_jax.models.network import Network, evaluate_layers, split
 from resa_jax.models.spec import EncoderSpec
-from resa_jax.weights import read_torch_encoder
+from resa_jax.weights.export import is_export, read_description
+from resa_jax.weights.reading import find_checkpoint, read_children, read_encoder
 
 
 class Encoder:
-    """A trained encoder in evaluation mode: calling it turns images into encodings."""
+    """A trained encoder in evaluation mode, with its projector where that was read too.
 
-    def __init__(self, spec: EncoderSpec, params: dict, batch_stats: dict):
-        self.spec = spec
+    Attributes:
+      path: where it was read from.
+      network: "ema" or "online".
+      step: train step that it is of, None where that is not on record.
+      spec: what it takes to build and feed it.
+      graphdef, params, batch_stats: of the network, the last two nested dicts with the keys
+        "encoder" and perhaps "projector".
+      num_features: of an encoding.
+      layer_names: what `layers` gives: "encoding" and, with a projector, "p0", ..., "embedding".
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        params: dict,
+        batch_stats: dict,
+        *,
+        projector: nnx.Module | None = None,
+        path: Path = Path(),
+        network: str = "ema",
+        step: int | None = None,
+    ):
+        """
+        Args:
+          projector: its structure; then params and batch_stats hold its arrays.
+        """
+        module = Network(spec.create(), projector)
+        self.path, self.network, self.step, self.spec = path, network, step, spec
+        self.num_features: int = module.encoder.num_features
+        self.graphdef = split(module)[0]
         self.params = jax.tree.map(jnp.asarray, params)
         self.batch_stats = jax.tree.map(jnp.asarray, batch_stats)
-        self.graphdef = spec.build()
-        self.num_features: int = nnx.merge(
-            self.graphdef, self.params, self.batch_stats
-        ).num_features
-
-        @jax.jit
-        def encode(params, batch_stats, images):
-            return nnx.merge(self.graphdef, params, batch_stats)(images, train=False)
-
-        self._encode = encode
+        self.layer_names = module.layer_names
 
     def __call__(
         self, images: Float[Array | np.ndarray, "n h w 3"] | UInt8[Array | np.ndarray, "n h w 3"]
@@ -50,10 +71,31 @@ class Encoder:
         if images.dtype == np.uint8:
             pixels = jnp.asarray(images, jnp.float32)
             images = normalize(pixels, self.spec.mean, self.spec.std)
-        return self._encode(self.params, self.batch_stats, images)
+        return self.layers(images, layers=("encoding",))["encoding"]
+
+    def layers(self, *arrays, prepare=None, layers: tuple[str, ...]) -> dict[str, Array]:
+        """The named layers; see `evaluate_layers`."""
+        return evaluate_layers(
+            self.graphdef, self.params, self.batch_stats, *arrays, prepare=prepare, layers=layers
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of all weights."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.spec)).encode())
+        weights = jax.tree_util.tree_leaves_with_path((self.params, self.batch_stats))
+        for keys, leaf in weights:
+            digest.update(jax.tree_util.keystr(keys).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
 
 
-def load_encoder(path: str | os.PathLike, arch: str | None = None, network: str = "ema") -> Encoder:
+def load_encoder(
+    path: str | os.PathLike,
+    arch: str | None = None,
+    network: str = "ema",
+    *,
+    projector: bool = False,
+) -> Encoder:
     """Loads an encoder for use, in evaluation mode.
 
     Args:
@@ -61,6 +103,8 @@ def load_encoder(path: str | os.PathLike, arch: str | None = None, network: str 
         (`WORKDIR/encoder`), or PyTorch weights (`.pth`, `.safetensors`).
       arch: architecture of PyTorch weights, where their shapes leave it open.
       network: "ema", or "online" where the file holds both.
+      projector: also read the projector, where there is one. An export that lies in its run's
+        folder is then read from the checkpoint of its step, where that is still there.
 
     Returns:
       A callable from images `[n, h, w, 3]` to encodings `[n, d]`.
@@ -68,88 +112,33 @@ def load_encoder(path: str | os.PathLike, arch: str | None = None, network: str 
     Raises:
       UserError: when `path` is none of these.
     """
-    return Encoder(*read_encoder(Path(path), arch, network))
+    path = Path(path)
+    step = read_description(path).get("step") if is_export(path) else None
+    saved = path.parent / "checkpoints" / str(step)
+    if step is not None and projector and saved.is_dir():
+        return load_encoder(saved, arch, network, projector=True)
+    if path.is_file() or is_export(path):
+        spec, params, batch_stats = read_encoder(path, arch, network)
+        trees = {"encoder": params}, {"encoder": batch_stats}
+        return Encoder(spec, *trees, path=path, network=network, step=step)
+    return _load_checkpoint(find_checkpoint(path), network, projector)
 
 
-def read_encoder(
-    path: Path, arch: str | None = None, network: str = "ema"
-) -> tuple[EncoderSpec, dict, dict]:
-    """Specification, parameters and batch statistics of the encoder that `load_encoder` loads."""
-    if path.is_file():
-        return read_torch_encoder(path, arch, network)
-    if (path / "encoder.json").is_file():
-        return _read_export(path, network)
-    path = find_checkpoint(path)
-    children = read_children(path, network, ("encoder",))
-    spec = EncoderSpec.from_config(json.loads(read_config(path)))
-    return spec, *children["encoder"]
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The folder of a checkpoint, given it or its run's workdir."""
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder.")
-    if path.name.isdigit() and path.parent.name == "checkpoints":
-        return path
-    steps = [p for p in path.glob("checkpoints/*") if p.name.isdigit()]
-    if not steps:
-        raise UserError(
-            f"{path} holds no encoder; give a run's workdir, one of its checkpoints/STEP, its "
-            "encoder folder, or a .pth or .safetensors file."
-        )
-    return max(steps, key=lambda p: int(p.name))
-
-
-def read_children(path: Path, network: str, names: tuple[str, ...]) -> dict[str, tuple[dict, dict]]:
-    """Parameters and batch statistics of some children of a network in the checkpoint `path`.
-
-    Args:
-      network: "ema" or "online"; a run without an EMA network has only its online one.
-      names: of "encoder", "projector" and "predictor".
-    """
-    prefix = "ema_" if network == "ema" else ""
-    wanted = [f"{prefix}{part}/{name}" for part in ("params", "batch_stats") for name in names]
-    found = read_subtree(path, *wanted)
-    if prefix and not any(name.startswith("ema_params") for name in found):
-        return read_children(path, "online", names)
-    return {
-        name: (found[f"{prefix}params/{name}"], found.get(f"{prefix}batch_stats/{name}", {}))
-        for name in names
-    }
-
-
-def export_encoder(
-    directory: Path, spec: EncoderSpec, params: dict, batch_stats: dict, **provenance
-) -> None:
-    """Writes an encoder to `directory`, replacing an earlier export there only once it is whole.
-
-    Args:
-      provenance: JSON values kept with it, such as the network and step that it comes from.
-    """
-    temporary = directory.with_name(directory.name + ".tmp")
-    if jax.process_index() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-    ocp.save(temporary.absolute() / "weights", {"params": params, "batch_stats": batch_stats})
-    if jax.process_index() == 0:
-        description = dataclasses.asdict(spec) | provenance
-        (temporary / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
-
-
-def _read_export(path, network):
-    description = json.loads((path / "encoder.json").read_text())
-    # As in a checkpoint, "ema" takes the online encoder of a run that had no other.
-    if network == "online" and description.get("network") == "ema":
-        raise UserError(
-            f"{path} holds the EMA encoder; read a checkpoint of the run for the online one."
-        )
-    names = [field.name for field in dataclasses.fields(EncoderSpec)]
-    values = {name: description[name] for name in names}
-    values |= {name: tuple(values[name]) for name in ("mean", "std")}
-    weights = (path / "weights").absolute()
-    abstract = jax.tree.map(
-        lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(weights).metadata
+def _load_checkpoint(path: Path, network: str, projector: bool) -> Encoder:
+    config = from_json(read_config(path))
+    spec, method = EncoderSpec.from_config(config), create_method(config.method)
+    names = ("encoder", "projector") if projector else ("encoder",)
+    children = read_children(path, network, names)
+    params, batch_stats = ({k: c[n] for k, c in children.items()} for n in (0, 1))
+    head = None
+    if projector:
+        head = nnx.eval_shape(lambda: method.heads(spec.create(), nnx.Rngs(0)).projector)
+    return Encoder(
+        spec,
+        params,
+        batch_stats,
+        projector=head,
+        path=path,
+        network=network if method.momentum_network else "online",
+        step=int(path.name),
     )
-    tree = ocp.load(weights, abstract)
-    return EncoderSpec(**values), tree["params"], tree["batch_stats"]

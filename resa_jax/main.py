@@ -12,7 +12,7 @@ from absl import flags
 
 from resa_jax.cli import run
 from resa_jax.config import load_config
-from resa_jax.data.check import check_source
+from resa_jax.data.check import check_batch_size, check_source
 from resa_jax.errors import UserError
 from resa_jax.training.cluster import find_processes
 from resa_jax.workdir import claim_workdir
@@ -34,11 +34,8 @@ def main(arguments: list[str]) -> None:
     config = load_config(_CONFIG.value, [a.removeprefix("--config.") for a in arguments[1:]])
     data = config.data
     count = check_source(data.source, classes=data.classes, long_tail=data.long_tail)
-    if count is not None and config.batch_size > count:
-        raise UserError(
-            f"config.batch_size is {config.batch_size}, but {data.source} holds only {count} "
-            "images; a batch takes each at most once."
-        )
+    if count is not None:
+        check_batch_size(config.batch_size, count, data.source)
     if data.test_source is not None:
         check_source(data.test_source, classes=data.classes, split="test")
     if config.init_from is not None and not os.path.exists(config.init_from):

@@ -1,9 +1,13 @@
 """One mesh axis, `data`: the batch is split over it, and parameters too under "fsdp"."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from resa_jax.errors import UserError
 
 
 # Tensors below this size stay whole on every device: gathering them costs more than storing them.
@@ -28,6 +32,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, P())
+
+
+def check_divisible(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a global batch that the devices do not divide."""
+    if batch_size % mesh.size:
+        below = batch_size // mesh.size * mesh.size
+        raise UserError(
+            f"config.batch_size is {batch_size}, which the {mesh.size} devices do not divide; "
+            f"{below or mesh.size} or {below + mesh.size} would do."
+        )
+
+
+def to_devices(
+    batch: Mapping[str, Any], mesh: Mesh, names: Sequence[str] = ("images", "sizes")
+) -> tuple[jax.Array, ...]:
+    """Arrays of a batch, of which each process has its rows, as global arrays over the mesh."""
+    return tuple(
+        jax.make_array_from_process_local_data(batch_sharding(mesh), batch[name]) for name in names
+    )
 
 
 def state_sharding(mesh: Mesh, shapes, mode: str):

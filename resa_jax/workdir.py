@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from resa_jax.config import RESUMABLE, flatten, to_json
+from resa_jax.config import fields, fields_known, from_json, to_json
 from resa_jax.errors import UserError
 
 
@@ -30,7 +30,7 @@ def claim_workdir(workdir: str | Path, config: ConfigDict, *, write: bool = True
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _refuse_other_run(workdir, json.loads(path.read_text()), json.loads(to_json(config)))
+            _refuse_other_run(workdir, from_json(path.read_text()), config)
         # All processes of a run write it; those on other hosts may have the same number.
         temporary = workdir / f"config.json.{socket.gethostname()}.{os.getpid()}"
         temporary.write_text(to_json(config))
@@ -50,11 +50,24 @@ def claim_workdir(workdir: str | Path, config: ConfigDict, *, write: bool = True
     return workdir
 
 
+def checkpoint_paths(workdir: Path) -> list[Path]:
+    """The folders of a run's checkpoints, in the order of their steps."""
+    paths = [path for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+    return sorted(paths, key=lambda path: int(path.name))
+
+
+def is_finished(workdir: Path, total_steps: int) -> bool:
+    """Whether the run in `workdir` has left its encoder."""
+    path = workdir / "encoder" / "encoder.json"
+    return path.is_file() and json.loads(path.read_text())["step"] == total_steps
+
+
 def _refuse_other_run(workdir, old, new):
-    old, new = flatten(old), flatten(new)
-    for field in sorted(old.keys() | new.keys()):
-        before, after = old.get(field), new.get(field)
-        if before == after or field.startswith(RESUMABLE) or after == "auto":
+    known = fields_known(new)
+    old = dict(fields(from_json(to_json(old))))
+    for field, after in fields(from_json(to_json(new))):
+        before = old.get(field)
+        if before == after or known[field].resumable or after == "auto":
             continue
         raise UserError(
             f"--workdir={workdir} holds a run with {field} = {before}, not {after}. Use another "

@@ -7,8 +7,6 @@ view and operator, so that dropping one operator leaves the others' numbers alon
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,68 +14,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from resa_jax.data import color
-from resa_jax.data.resample import Interpolation, resample, resampling_matrix
+from resa_jax.data.resample import resample, resampling_matrix
+from resa_jax.data.view import Interpolation, View
 
-
-Crop = Literal["random", "center"]
 
 # Each operator's own number for its random key. They must never change: runs resume by them.
 _CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE = range(6)
 _TRIES = 10
-
-
-@dataclass(frozen=True)
-class View:
-    """How one view is made; a probability or range of 0 drops its operator from the program.
-
-    The defaults are the standard view of the authors' ImageNet runs, but for its bicubic
-    interpolation; the weak view has only the crop and the flip (`WEAK_VIEW`).
-
-    Attributes:
-      size: of the view's side, in pixels.
-      crop: "random": torchvision's RandomResizedCrop; "center": the largest centred square.
-      crop_scale: range of the crop's area over the image's.
-      crop_ratio: range of the crop's width over its height, before it becomes a square.
-      interpolation: "bilinear" or "bicubic", both antialiased as in Pillow.
-      flip_probability: of the horizontal flip.
-      jitter_probability: of the colour jitter, with its operators in random order.
-      brightness, contrast, saturation: factors are drawn from 1 - x (at least 0) to 1 + x.
-      hue: shifts are drawn from -x to x, in full turns; at most 0.5.
-      grayscale_probability: of dropping the colour.
-      blur_probability: of the Gaussian blur.
-      blur_sigma: range of its standard deviation, in pixels.
-      solarize_probability: of inverting all values from 128 up.
-    """
-
-    size: int
-    crop: Crop = "random"
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "bilinear"
-    flip_probability: float = 0.5
-    jitter_probability: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grayscale_probability: float = 0.2
-    blur_probability: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_probability: float = 0.2
-
-    @property
-    def has_jitter(self) -> bool:
-        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
-        return self.jitter_probability > 0 and max(ranges) > 0
-
-
-# Keyword arguments that leave only the crop and the flip.
-WEAK_VIEW = {
-    "jitter_probability": 0.0,
-    "grayscale_probability": 0.0,
-    "blur_probability": 0.0,
-    "solarize_probability": 0.0,
-}
 
 
 def augment(

@@ -65,6 +65,15 @@ def check_source(
     return sum(kept if long_tail is None else long_tail_sizes(kept, long_tail))
 
 
+def check_batch_size(batch_size: int, count: int, source: str) -> None:
+    """Refuses a batch that is larger than its source."""
+    if not 1 <= batch_size <= count:
+        raise UserError(
+            f"config.batch_size is {batch_size}, but {source} holds only {count} images; a batch "
+            "takes each at most once."
+        )
+
+
 def split_name(name: str) -> tuple[str, str]:
     """`folder:PATH` as ("folder", PATH)."""
     kind, _, place = name.partition(":")

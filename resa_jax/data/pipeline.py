@@ -16,6 +16,7 @@ from absl import flags
 from grain.multiprocessing import SharedMemoryArray
 from jaxtyping import Int
 
+from resa_jax.data.check import check_batch_size
 from resa_jax.data.sources import Source
 from resa_jax.errors import UserError
 
@@ -50,10 +51,7 @@ def batches(
       UserError: the batch exceeds the source or does not divide among the processes, or the shared
         memory cannot hold the workers' batches.
     """
-    if not 1 <= batch_size <= len(source):
-        raise UserError(
-            f"batch_size={batch_size} must be between 1 and the source's {len(source)} images."
-        )
+    check_batch_size(batch_size, len(source), "the source")
     workers = 0 if source.in_memory else workers
     threads = max(1, (os.cpu_count() or 1) // max(1, workers))
     reader = BatchReader(

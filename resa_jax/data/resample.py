@@ -7,14 +7,9 @@ resampled alike (`Image.resize`; Resample.c in its source). Here the width alway
 version 13 Pillow starts with the longer side, which matters where a bicubic overshoot is clipped.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-
-
-Interpolation = Literal["bilinear", "bicubic"]
 
 
 def resampling_matrix(

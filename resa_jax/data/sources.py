@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from resa_jax.data import check
 from resa_jax.data.decode import BadImageError, image_size, shrink
@@ -21,7 +22,7 @@ from resa_jax.data.images import (
 from resa_jax.errors import UserError
 
 
-SMALL = 96  # Sets of images up to this long side (pixels) are held decoded in memory.
+HELD_SIDE = 96  # Sets of images up to this long side (pixels) are held decoded in memory.
 _PROBES = 64
 
 
@@ -66,6 +67,23 @@ def open_source(
     if kind == "folder":
         return _open_folder(place, canvas, choose, skip)
     return _open_tfds(*check.choose_split(place, split), canvas, choose, skip)
+
+
+def open_sources(data: ConfigDict, batch_size: int) -> tuple[Source, Source | None]:
+    """The source to train on and, where the recipe names one, the source to test on.
+
+    Args:
+      data: `config.data`.
+
+    Raises:
+      UserError: as `open_source`, or when the batch exceeds the source.
+    """
+    options = {"canvas": data.canvas, "classes": data.classes, "on_bad_image": data.on_bad_image}
+    source = open_source(data.source, long_tail=data.long_tail, split="train", **options)
+    check.check_batch_size(batch_size, len(source), data.source)
+    if data.test_source is None:
+        return source, None
+    return source, open_source(data.test_source, split="test", **options)
 
 
 def _choose(
@@ -173,7 +191,7 @@ def _probe(images: FolderImages) -> bool:
             sizes.append(max(image_size(images.name(index))))
         except BadImageError:
             continue  # met again, and reported, when it is decoded
-    return max(sizes, default=0) <= SMALL
+    return max(sizes, default=0) <= HELD_SIDE
 
 
 def _open_tfds(name: str, split: str, canvas: int, choose: Callable, skip: bool) -> Source:
@@ -192,7 +210,7 @@ def _open_tfds(name: str, split: str, canvas: int, choose: Callable, skip: bool)
         images.__dict__.pop("labels")
         images.chosen, images.chosen_labels, class_names = chosen
     sides = features["image"].shape[:2]
-    small = None not in sides and max(sides) <= SMALL
+    small = None not in sides and max(sides) <= HELD_SIDE
     return _small_or_large(images, class_names, small, skip)
 
 
@@ -236,7 +254,7 @@ def _decode_all(
             for index, decoded in zip(chunk, pool.map(read, chunk), strict=True):
                 if decoded is None:
                     continue
-                if max(decoded[0].shape) > SMALL:
+                if max(decoded[0].shape) > HELD_SIDE:
                     return None
                 pixels.append(decoded[0])
                 labels.append(decoded[1])

@@ -1,7 +1,5 @@
 """Evaluation during pre-training: neighbours, a linear probe, and how features cluster."""
 
-from functools import partial
-
 import jax
 import numpy as np
 from flax import nnx
@@ -10,23 +8,18 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from resa_jax.data.augment import center_crop, normalize
 from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
 from resa_jax.evaluation.clustering import clustering, fixed_split
 from resa_jax.evaluation.knn import knn_cifar, knn_weighted
 from resa_jax.evaluation.linear import linear_cifar
-from resa_jax.models.spec import EncoderSpec
+from resa_jax.evaluation.preprocessing import Preprocessing
+from resa_jax.models.network import evaluate_layers
+from resa_jax.models.spec import EncoderSpec, is_small
 from resa_jax.sharding import batch_sharding
-from resa_jax.training.networks import ReSA
-from resa_jax.training.step import TrainState
 
 
-# Images up to this side follow the CIFAR protocols, larger ones ImageNet's.
-SMALL_IMAGE = 96
 PROBE_EPOCHS = 100
-# H, the projector's hidden layers P0 and P1, and Z, in the order of the data flow.
-FEATURES = ("encoding", "p0", "p1", "embedding")
 
 
 class OnlineEvaluation:
@@ -40,38 +33,23 @@ class OnlineEvaluation:
     def __init__(
         self,
         config: ConfigDict,
-        method: ReSA,
+        graphdef: nnx.GraphDef,
         mesh: Mesh,
         source: Source,
         test_source: Source | None,
     ):
         """
         Args:
-          method: its momentum network is evaluated, or else its only one.
+          graphdef: structure of the network that is evaluated.
           source: what the features are compared with; it may be unlabelled, then there is no score.
           test_source: what is classified.
         """
         self._config, self._mesh = config, mesh
-        graphdef = method.momentum or method.online
         self._bank = _subset(source, config.eval.max_images)
         self._test = None if test_source is None else _subset(test_source, config.eval.max_images)
-        spec = EncoderSpec.from_config(config)
-
-        @partial(jax.jit, out_shardings=batch_sharding(mesh))
-        def encode(params, batch_stats, images, sizes):
-            pixels = center_crop(
-                images,
-                sizes,
-                size=spec.image_size,
-                resize=spec.resize,
-                interpolation="bicubic",
-            )
-            network = nnx.merge(graphdef, params, batch_stats)
-            encodings = network.encoder(normalize(pixels, spec.mean, spec.std), train=False)
-            layers = encodings, *network.projector.layers(encodings, train=False)
-            return dict(zip(FEATURES, (layer.astype(np.float32) for layer in layers), strict=True))
-
-        self._encode = encode
+        self._graphdef = graphdef
+        self._spec = EncoderSpec.from_config(config)
+        self._prepare = Preprocessing.of(self._spec)
 
     @property
     def labelled(self) -> bool:
@@ -79,7 +57,7 @@ class OnlineEvaluation:
         source, rows = self._bank
         return source.is_labelled and len(np.unique(source.labels[rows])) > 1
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
+    def __call__(self, params: dict, batch_stats: dict) -> dict[str, float]:
         """The scores as `eval/...`: accuracies of the encodings in percent, and for the encodings,
         both hidden layers and the embeddings silhouette, ARI and NMI.
 
@@ -87,16 +65,16 @@ class OnlineEvaluation:
         """
         if not self.labelled:
             return {}
-        features, labels = self.features(state)
+        features, labels = self.features(params, batch_stats)
         encodings = features["encoding"]
         if self._test is None:
             bank, test = fixed_split(len(labels))
             sets = encodings[bank], labels[bank], encodings[test], labels[test]
         else:
-            test_features, test_labels = self._extract(state, *self._test)
+            test_features, test_labels = self._extract(params, batch_stats, *self._test)
             sets = encodings, labels, test_features["encoding"], test_labels
 
-        if self._config.encoder.image_size <= SMALL_IMAGE:
+        if is_small(self._spec.image_size):
             knn = knn_cifar(*sets, k=min(5, len(sets[0])))["top1"]
         else:
             k = min(20, len(sets[0]))
@@ -108,9 +86,9 @@ class OnlineEvaluation:
             results |= {f"eval/{name}_{score}": value for score, value in scores.items()}
         return results
 
-    def features(self, state: TrainState):
-        """`FEATURES` of the training source by name, each [n, d] float32, and its labels [n]."""
-        return self._extract(state, *self._bank)
+    def features(self, params: dict, batch_stats: dict):
+        """Layers of the training source by name, each [n, d] float32, and its labels [n]."""
+        return self._extract(params, batch_stats, *self._bank)
 
     def pixels(self) -> Float[np.ndarray, "n d"]:
         """The raw images of the training source as rows, what an encoder has to beat."""
@@ -122,10 +100,7 @@ class OnlineEvaluation:
             images[n, : image.shape[0], : image.shape[1]] = image
         return images.reshape(len(rows), -1)
 
-    def _extract(self, state, source, rows: Int[np.ndarray, " n"]):
-        params, batch_stats = state.ema_params, state.ema_batch_stats
-        if not params:
-            params, batch_stats = state.params, state.batch_stats
+    def _extract(self, params, batch_stats, source, rows: Int[np.ndarray, " n"]):
         outputs = []
         batch_size = self._config.eval.batch_size
         for batch in evaluation_batches(
@@ -139,11 +114,15 @@ class OnlineEvaluation:
                 jax.make_array_from_process_local_data(batch_sharding(self._mesh), batch[name])
                 for name in ("images", "sizes")
             )
-            outputs.append(self._encode(params, batch_stats, images, sizes))
+            outputs.append(
+                evaluate_layers(
+                    self._graphdef, params, batch_stats, images, sizes, prepare=self._prepare
+                )
+            )
         gathered = multihost_utils.process_allgather(outputs, tiled=True)
         features = {
             name: np.concatenate([output[name] for output in gathered])[: len(rows)]
-            for name in FEATURES
+            for name in gathered[0]
         }
         return features, source.labels[rows] if source.is_labelled else None
 

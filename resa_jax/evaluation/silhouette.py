@@ -19,7 +19,7 @@ from resa_jax.errors import UserError
 
 
 # Below this, scikit-learn's float64 is as fast and exact for coinciding points too.
-SMALL = 4096
+DENSE_ROWS = 4096
 BLOCK = 1024
 
 
@@ -44,7 +44,7 @@ def silhouette_samples(
         return np.zeros(
             len(labels)
         )  # each sample is alone in its cluster; scikit-learn refuses that
-    if len(labels) < SMALL:
+    if len(labels) < DENSE_ROWS:
         return sklearn_silhouette_samples(features.astype(np.float64), labels)
     return blocked_silhouette_samples(features, clusters, counts)
 

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from resa_jax.data.augment import WEAK_VIEW, View
 from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
+from resa_jax.data.view import View
 from resa_jax.evaluation.clustering import fixed_split
 from resa_jax.evaluation.features import Preprocessing
 from resa_jax.evaluation.knn import topk_accuracy
@@ -134,12 +134,7 @@ def sgd(params, trace, gradients, rate, momentum: float, weight_decay: float):
 
 def training_view(protocol: LinearImageNet | Finetune1, preprocessing: Preprocessing) -> View:
     """torchvision's RandomResizedCrop and flip, as the authors train classifiers with."""
-    return View(
-        size=preprocessing.size,
-        crop_scale=protocol.crop_scale,
-        interpolation="bilinear",
-        **WEAK_VIEW,
-    )
+    return View(size=preprocessing.size, crop_scale=protocol.crop_scale)
 
 
 def logits_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

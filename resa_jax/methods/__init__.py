@@ -1,1 +1,1 @@
-"""The self-supervised methods, one file each."""
+"""The self-supervised methods, one file each, and what a method is (`interface`)."""

@@ -1,28 +1,24 @@
-"""ReSA's two equations: the assignment (Sinkhorn-Knopp) and the cross-entropy that learns it.
+"""ReSA: the assignment (Sinkhorn-Knopp), the cross-entropy that learns it, and the method.
 
-Weng et al., "Clustering Properties of Self-Supervised Learning", ICML 2025. Both work on the
-similarities of a global batch of m images and always compute in float32 at least, with the highest
-matrix precision: exp(S / 0.05) magnifies a rounding error of a similarity by 20.
+Weng et al., "Clustering Properties of Self-Supervised Learning", ICML 2025. Both equations work on
+the similarities of a global batch of m images and always compute in float32 at least, with the
+highest matrix precision: exp(S / 0.05) magnifies a rounding error of a similarity by 20.
 """
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from resa_jax.sharding import gather_rows, shard_rows
-
-
-def cosine_similarity(x: Float[Array, "m d"], y: Float[Array, "n d"]) -> Float[Array, "m n"]:
-    """Cosine similarities of the rows of `x` with the rows of `y`.
-
-    Under a mesh the rows of the result stay on the device that holds the row of `x`; only `y`
-    is all-gathered. Norms are at least 1e-12, so zero rows give zeros and finite gradients.
-    """
-    x, y = _normalize(x), _normalize(y)
-    similarity = jnp.matmul(shard_rows(x), gather_rows(y).T, precision=jax.lax.Precision.HIGHEST)
-    return shard_rows(similarity)
+from resa_jax.fields import field, positive
+from resa_jax.methods.health import spread
+from resa_jax.methods.interface import Heads, Moment, Outputs
+from resa_jax.methods.similarity import at_least_float32, cosine_similarity
+from resa_jax.models.heads import HEADS
 
 
 def sinkhorn_knopp(
@@ -42,7 +38,7 @@ def sinkhorn_knopp(
     Returns:
       The assignment in the dtype of the computation. No gradient flows through it.
     """
-    scores = jax.lax.stop_gradient(_at_least_float32(scores))
+    scores = jax.lax.stop_gradient(at_least_float32(scores))
     log_q = scores / epsilon
     rows = columns = jnp.zeros((), log_q.dtype)
     for _ in range(num_iterations):
@@ -106,11 +102,82 @@ def assignment_cross_entropy(
     return cross_entropy(axis=1)
 
 
-def _at_least_float32(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+@dataclass(frozen=True)
+class ReSA:
+    """Representation self-assignment (Figure 5 and Algorithm 1 of the paper)."""
 
+    temperature: float = field(0.4, positive(1000), "of the cross-entropy's softmax")
+    epsilon: float = field(0.05, positive(1000), "of Sinkhorn-Knopp; smaller is sharper")
+    symmetric: bool = field(False, "cross-entropy over rows and columns (equation 2)")
+    assignment: Literal["encoding", "embedding", "momentum"] = field(
+        "encoding",
+        "made of online x EMA encodings, of embeddings (Figure 10), or of EMA x EMA encodings",
+    )
+    momentum_network: bool = field(True, "whether an EMA network gives the targets (Table 11)")
+    predictor: bool = field(False, "a predictor behind the online projector")
+    hidden_size: int = field(2048, positive(1e6), "width of the heads' hidden layers")
+    output_size: int = field(512, positive(1e6), "dimensions of the embedding")
 
-def _normalize(x):
-    x = _at_least_float32(x)
-    squared_norm = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(squared_norm, 1e-24))
+    def heads(self, encoder, rngs) -> Heads:
+        """A projector of three layers and, where asked for, a predictor of two."""
+        projector, predictor = HEADS[encoder.family]
+        hidden, out, dtype = self.hidden_size, self.output_size, encoder.dtype
+        return Heads(
+            projector(encoder.num_features, hidden, out, dtype=dtype, rngs=rngs),
+            predictor(out, hidden, dtype=dtype, rngs=rngs) if self.predictor else None,
+        )
+
+    def init(self, key, width) -> dict:
+        """No parameters of its own."""
+        return {}
+
+    def buffers(self, batch_size, width) -> dict:
+        """Nothing is kept."""
+        return {}
+
+    def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
+        """See `Method`. The weak view is the first.
+
+        Metrics: `assignment_diagonal` is the mean weight that an image gives itself and
+        `assignment_entropy` the mean entropy of a row in nats (ln m when uniform); `kl` is the loss
+        minus that entropy, 0 at least; and `spread` of the first view's predictions.
+        """
+        target_or_self = online if target is None else target
+        with jax.named_scope("assignment"):
+            assignment = self.assign(online, target_or_self)
+        with jax.named_scope("loss"):
+            if target is None:
+                loss = self._plain_loss(online.predictions, assignment)
+            else:
+                loss = resa_loss(
+                    online.predictions,
+                    target.predictions,
+                    assignment,
+                    self.temperature,
+                    self.symmetric,
+                )
+        entropy = -jnp.mean(jnp.sum(jax.scipy.special.xlogy(assignment, assignment), axis=1))
+        metrics = {
+            "assignment_diagonal": jnp.mean(jnp.diagonal(assignment)),
+            "assignment_entropy": entropy,
+            "kl": jax.lax.stop_gradient(loss) - entropy,
+        }
+        return loss, buffers, metrics | spread(online.predictions[0], assignment.dtype)
+
+    def assign(self, online: Outputs, target: Outputs) -> Float[Array, "m m"]:
+        """The assignment of the weak view; no gradient flows through it."""
+        weak, other = {
+            "encoding": (online.encodings[0], target.encodings[0]),
+            "embedding": (online.predictions[0], target.predictions[0]),
+            "momentum": (target.encodings[0], target.encodings[0]),
+        }[self.assignment]
+        weak, other = jax.lax.stop_gradient((weak, other))
+        return sinkhorn_knopp(cosine_similarity(weak, other), self.epsilon)
+
+    def _plain_loss(self, embeddings, assignment):
+        # Table 11 without a momentum network: each pair of views once, both sides learn.
+        terms = [
+            assignment_cross_entropy(x, y, assignment, self.temperature, symmetric=True)
+            for x, y in itertools.combinations(embeddings, 2)
+        ]
+        return sum(terms) / len(terms)

@@ -1,11 +1,10 @@
-"""Encoders and heads by name."""
+"""Encoders by name."""
 
 import difflib
 
 from flax import nnx
 
 from resa_jax.errors import UserError
-from resa_jax.models.heads import ConvNetPredictor, ConvNetProjector, ViTPredictor, ViTProjector
 from resa_jax.models.resnet import RESNETS, ResNet
 from resa_jax.models.vit import VITS, ViT, ViTSize
 
@@ -44,7 +43,7 @@ def create_encoder(
     lacks, or sizes that do not divide.
     """
     check_encoder_name(name)
-    if is_vit(name):
+    if name in VITS:
         size = _vit_size(name, image_size, patch_size, width, depth)
         return ViT(size, image_size=image_size, dtype=dtype, remat=remat, rngs=rngs)
     for option, value in (("patch_size", patch_size), ("depth", depth)):
@@ -64,35 +63,6 @@ def create_encoder(
         remat=remat,
         rngs=rngs,
     )
-
-
-def create_projector(
-    encoder_name: str,
-    in_features: int,
-    *,
-    hidden_size: int = 2048,
-    output_size: int = 512,
-    dtype=None,
-    rngs: nnx.Rngs,
-) -> nnx.Module:
-    """The projector for an encoder: encodings [n, in_features] to embeddings [n, output_size]."""
-    check_encoder_name(encoder_name)
-    projector = ViTProjector if is_vit(encoder_name) else ConvNetProjector
-    return projector(in_features, hidden_size, output_size, dtype=dtype, rngs=rngs)
-
-
-def create_predictor(
-    encoder_name: str, features: int = 512, *, hidden_size: int = 2048, dtype=None, rngs: nnx.Rngs
-) -> nnx.Module:
-    """The predictor for an encoder: embeddings [n, features] to embeddings of the same size."""
-    check_encoder_name(encoder_name)
-    predictor = ViTPredictor if is_vit(encoder_name) else ConvNetPredictor
-    return predictor(features, hidden_size, dtype=dtype, rngs=rngs)
-
-
-def is_vit(name: str) -> bool:
-    """Whether the encoder of that name is a vision transformer (its heads have no BatchNorm)."""
-    return name in VITS
 
 
 def check_encoder_name(name: str) -> None:

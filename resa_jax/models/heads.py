@@ -15,6 +15,8 @@ from resa_jax.models.layers import BatchNorm, torch_linear, xavier_linear
 class ConvNetProjector(nnx.Module):
     """Linear, BN, ReLU, twice; Linear; BN without affine parameters."""
 
+    layer_names = ("p0", "p1", "embedding")
+
     def __init__(self, in_features: int, hidden: int, out: int, *, dtype=None, rngs: nnx.Rngs):
         self.linear1 = torch_linear(in_features, hidden, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(hidden, dtype=dtype)
@@ -23,37 +25,35 @@ class ConvNetProjector(nnx.Module):
         self.linear3 = torch_linear(hidden, out, dtype=dtype, rngs=rngs)
         self.bn3 = BatchNorm(out, affine=False, dtype=dtype)
 
-    def layers(
-        self, x: Float[Array, "n d"], *, train: bool
-    ) -> tuple[Float[Array, "n h"], Float[Array, "n h"], Float[Array, "n e"]]:
-        """(p0, p1, z): the outputs of both hidden linear layers (P0 and P1), the embedding."""
+    def layers(self, x: Float[Array, "n d"], *, train: bool) -> dict[str, Float[Array, "n _"]]:
+        """The outputs of both hidden linear layers, "p0" and "p1", and the "embedding"."""
         p0 = self.linear1(x)
         p1 = self.linear2(nnx.relu(self.bn1(p0, train=train)))
         z = self.linear3(nnx.relu(self.bn2(p1, train=train)))
-        return p0, p1, self.bn3(z, train=train)
+        return {"p0": p0, "p1": p1, "embedding": self.bn3(z, train=train)}
 
     def __call__(self, x: Float[Array, "n d"], *, train: bool) -> Float[Array, "n e"]:
-        return self.layers(x, train=train)[2]
+        return self.layers(x, train=train)["embedding"]
 
 
 class ViTProjector(nnx.Module):
     """Linear, GELU, twice; Linear."""
+
+    layer_names = ("p0", "p1", "embedding")
 
     def __init__(self, in_features: int, hidden: int, out: int, *, dtype=None, rngs: nnx.Rngs):
         self.linear1 = xavier_linear(in_features, hidden, dtype=dtype, rngs=rngs)
         self.linear2 = xavier_linear(hidden, hidden, dtype=dtype, rngs=rngs)
         self.linear3 = xavier_linear(hidden, out, dtype=dtype, rngs=rngs)
 
-    def layers(
-        self, x: Float[Array, "n d"], *, train: bool
-    ) -> tuple[Float[Array, "n h"], Float[Array, "n h"], Float[Array, "n e"]]:
-        """(p0, p1, z): the outputs of both hidden linear layers, the embedding."""
+    def layers(self, x: Float[Array, "n d"], *, train: bool) -> dict[str, Float[Array, "n _"]]:
+        """The outputs of both hidden linear layers, "p0" and "p1", and the "embedding"."""
         p0 = self.linear1(x)
         p1 = self.linear2(gelu(p0))
-        return p0, p1, self.linear3(gelu(p1))
+        return {"p0": p0, "p1": p1, "embedding": self.linear3(gelu(p1))}
 
     def __call__(self, x: Float[Array, "n d"], *, train: bool) -> Float[Array, "n e"]:
-        return self.layers(x, train=train)[2]
+        return self.layers(x, train=train)["embedding"]
 
 
 class ConvNetPredictor(nnx.Module):
@@ -83,3 +83,7 @@ class ViTPredictor(nnx.Module):
 def gelu(x: Array) -> Array:
     """The exact GELU; Flax's default is the tanh approximation."""
     return jax.nn.gelu(x, approximate=False)
+
+
+# Projector and predictor behind each family of encoders.
+HEADS = {"convnet": (ConvNetProjector, ConvNetPredictor), "vit": (ViTProjector, ViTPredictor)}

@@ -103,9 +103,11 @@ class BatchNorm(nnx.Module):
         var = jnp.maximum((shifted * shifted).mean(axes) - mean * mean, 0)
         mean = mean + shift
         keep = self.momentum
-        self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
         unbiased = jax.lax.stop_gradient(var) * (count / (count - 1))
-        self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
+        # Raw, since `x[...] = y` asks y for its sharding, for which JAX walks through all of the
+        # program traced so far.
+        for running, new in ((self.mean, jax.lax.stop_gradient(mean)), (self.var, unbiased)):
+            running.set_raw_value(keep * running[...] + (1 - keep) * new)
         return mean, var
 
 

@@ -119,6 +119,8 @@ class ResNet(nnx.Module):
     at zero.
     """
 
+    family = "convnet"
+
     def __init__(
         self,
         name: str,
@@ -133,6 +135,7 @@ class ResNet(nnx.Module):
         block, self.stages = RESNETS[name]
         self.stem = stem
         self.remat = remat
+        self.dtype = dtype
         if stem == "imagenet":
             self.conv1 = conv(3, width, 7, stride=2, dtype=dtype, rngs=rngs)
         else:

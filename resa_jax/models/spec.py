@@ -6,10 +6,21 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from resa_jax.models.encoders import create_encoder
+from resa_jax.models.vit import VITS
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def is_small(image_size: int) -> bool:
+    """Whether images are treated as CIFAR's: not cropped, and scored by its protocols."""
+    return image_size <= 96
+
+
+def usual_resize(image_size: int) -> int:
+    """The short side before the centre crop: ImageNet's 256 for 224; small images stay whole."""
+    return image_size if is_small(image_size) else round(image_size * 256 / 224)
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,11 @@ class EncoderSpec:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     resize: int | None = None
+
+    @property
+    def family(self) -> str:
+        """ "vit" or "convnet", which decides the heads and the names of the layers."""
+        return "vit" if self.name in VITS else "convnet"
 
     @classmethod
     def from_config(cls, config: ConfigDict | dict) -> "EncoderSpec":

@@ -236,6 +236,8 @@ class ViT(nnx.Module):
     interpolation. Frozen are the table and, without a convolutional stem, the patch embedding.
     """
 
+    family = "vit"
+
     def __init__(
         self, size: ViTSize, *, image_size: int, dtype=None, remat: bool = False, rngs: nnx.Rngs
     ):

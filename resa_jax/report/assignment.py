@@ -1,20 +1,20 @@
 """The assignment of a batch by a checkpoint's two networks (Figure 11), and what it says."""
 
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from ml_collections import ConfigDict
 
 from resa_jax.checkpoint import read_config, read_subtree
-from resa_jax.data.augment import View, augment
+from resa_jax.config import from_json
+from resa_jax.data.augment import augment
 from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
-from resa_jax.methods.resa import cosine_similarity, sinkhorn_knopp
-from resa_jax.training.networks import create_method, forward
+from resa_jax.data.view import View
+from resa_jax.methods.interface import create_method
+from resa_jax.training.networks import create_networks, forward
 
 
 def assignment_matrix(
@@ -27,30 +27,26 @@ def assignment_matrix(
       rows: positions of the images in the source; BatchNorm's statistics are theirs.
       seed: of the view.
     """
-    config = ConfigDict(json.loads(read_config(checkpoint)))
-    method, _ = create_method(config)
+    config = from_json(read_config(checkpoint))
+    method = create_method(config.method)
+    networks, _ = create_networks(config, method)
     names = ("params", "batch_stats", "ema_params", "ema_batch_stats")
     state = {name: {} for name in names} | read_subtree(checkpoint, *names)
     with evaluation_batches(source, rows=rows, batch_size=len(rows)) as stream:
         batch = next(iter(stream))
-    fields = config.views[0].items()
-    weak = View(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields})
     views = augment(
         jax.random.key(seed),
         jnp.asarray(batch["images"]),
         jnp.asarray(batch["sizes"]),
-        (weak,),
+        (View(**config.views[0]),),
         config.data.mean,
         config.data.std,
     )
-    (h,), (z,), _ = forward(method.online, state["params"], state["batch_stats"], views)
-    target_h, target_z = h, z
-    if method.momentum is not None:
-        (target_h,), (target_z,), _ = forward(
-            method.momentum, state["ema_params"], state["ema_batch_stats"], views
-        )
-    pair = {"encoding": (h, target_h), "embedding": (z, target_z), "momentum": (target_h,) * 2}
-    return np.asarray(sinkhorn_knopp(cosine_similarity(*pair[method.assignment]), method.epsilon))
+    online, _ = forward(networks.online, state["params"], state["batch_stats"], views)
+    target = online
+    if networks.momentum is not None:
+        target, _ = forward(networks.momentum, state["ema_params"], state["ema_batch_stats"], views)
+    return np.asarray(method.assign(online, target))
 
 
 def assignment_scores(

@@ -29,7 +29,7 @@ def peak_flops(device: jax.Device) -> float | None:
     return next((peak for name, peak in PEAKS.items() if kind.startswith(name)), None)
 
 
-def train_flops(config: ConfigDict) -> float:
+def train_flops(config: ConfigDict, momentum_network: bool) -> float:
     """Model FLOPs that training takes for one image, all its views together.
 
     A view costs three forward passes online (the backward pass is two), and the first two views one
@@ -38,7 +38,7 @@ def train_flops(config: ConfigDict) -> float:
     spec = EncoderSpec.from_config(config)
     passes = {}
     for number, view in enumerate(config.views):
-        ema = config.momentum_network and number < 2
+        ema = momentum_network and number < 2
         passes[view.size] = passes.get(view.size, 0) + (4 if ema else 3)
     return sum(
         count * forward_flops(dataclasses.replace(spec, image_size=size))

@@ -1,5 +1,6 @@
 """Pre-training, from a configuration to an exported encoder."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -9,26 +10,22 @@ from ml_collections import ConfigDict
 from resa_jax.checkpoint import Checkpoints
 from resa_jax.config import to_json
 from resa_jax.data.pipeline import batches, steps_per_epoch
+from resa_jax.data.sources import open_sources
+from resa_jax.data.statistics import with_statistics
 from resa_jax.evaluation.online import OnlineEvaluation
-from resa_jax.sharding import create_mesh
+from resa_jax.sharding import check_divisible, create_mesh, to_devices
 from resa_jax.training.distributed import Preemption
+from resa_jax.training.finish import finish
+from resa_jax.training.initialize import initialize_from
 from resa_jax.training.memory import available_bytes, check_memory
-from resa_jax.training.metrics import MetricsWriter, WallTime
+from resa_jax.training.metrics import MetricsWriter, WallTime, describe, last_metrics
 from resa_jax.training.profiler import Profiler
 from resa_jax.training.programs import compile_programs
-from resa_jax.training.run import (
-    check_batch_size,
-    describe,
-    finish,
-    initialize_from,
-    is_due,
-    is_finished,
-    last_metrics,
-    measure_statistics,
-    open_sources,
-    to_devices,
-)
-from resa_jax.workdir import claim_workdir
+from resa_jax.training.schedule import is_due
+from resa_jax.workdir import claim_workdir, is_finished
+
+
+_LOG = logging.getLogger("resa_jax")
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
@@ -47,27 +44,30 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
     """
     clock = WallTime()
     mesh = create_mesh()
-    check_batch_size(config, mesh)
+    check_divisible(config.batch_size, mesh)
     with jax.set_mesh(mesh):
         # Data: batch i is a function of (seed, i) alone, so the step restarts the stream.
-        source, test_source = open_sources(config)
-        config = measure_statistics(config, source)
+        source, test_source = open_sources(config.data, config.batch_size)
+        config = with_statistics(config, source)
         epoch = steps_per_epoch(len(source), config.batch_size)
         total_steps = config.steps or math.ceil(config.epochs * epoch)
         workdir = claim_workdir(workdir, config)
 
         if is_finished(workdir, total_steps):
-            if jax.process_index() == 0:
-                print(f"{workdir} holds a finished run of {total_steps} steps; nothing is left.")
+            _LOG.info("%s holds a finished run of %d steps; nothing is left.", workdir, total_steps)
             return last_metrics(workdir)
 
         with clock("compile"):
             programs = compile_programs(config, mesh, source.canvas, epoch, total_steps)
         check_memory(programs.memory, available_bytes(mesh), config)
-        evaluation = OnlineEvaluation(config, programs.method, mesh, source, test_source)
+        evaluation = OnlineEvaluation(
+            config, programs.networks.evaluated, mesh, source, test_source
+        )
         with (
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep, to_json(config)) as saved,
-            MetricsWriter(workdir, config, clock, saved.latest_step, total_steps, epoch) as writer,
+            MetricsWriter(
+                workdir, config, clock, saved.latest_step, total_steps, epoch, programs.flops
+            ) as writer,
             batches(
                 source,
                 batch_size=config.batch_size,
@@ -81,22 +81,25 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
             Profiler(workdir, config.profile) as profiler,
             Preemption() as preemption,
         ):
-            writer.say(describe(config, mesh, source, total_steps, programs.memory))
+            writer.say(describe(config, mesh, len(source), total_steps, programs.memory))
             first_step = saved.latest_step
             if first_step == 0:
-                state = initialize_from(config, programs.init())
+                with clock("compile"):
+                    state = programs.init()
+                state = initialize_from(config.init_from, state, config.encoder.name)
                 if config.eval.baselines:
                     with clock("evaluation"):
-                        writer.write(0, evaluation(state))
+                        writer.write(0, evaluation(*state.evaluated))
             else:
                 state = saved.restore(first_step, programs.abstract_state)
                 writer.say(f"Going on after step {first_step} of {total_steps}.")
 
             for step in range(first_step + 1, total_steps + 1):
-                with profiler.step(step):
+                # A hidden copy between host and devices would be an error.
+                with profiler.step(step), jax.transfer_guard("disallow"):
                     with clock("data_wait"):
                         batch = next(stream)
-                    views = programs.make_views(step - 1, *to_devices(batch, mesh))
+                    views = programs.make_views(state.step, *to_devices(batch, mesh))
                     state, metrics = programs.train_step(state, views)
                 profiler.launched(step, metrics)
                 if step == 1:
@@ -108,7 +111,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
                 if last or is_due(config.eval.every_epochs, step, epoch):
                     writer.flush()
                     with clock("evaluation"):
-                        writer.write(step, evaluation(state))
+                        writer.write(step, evaluation(*state.evaluated))
                 if last or stop or is_due(config.checkpoint.every_epochs, step, epoch):
                     writer.flush()
                     with clock("checkpoint"):

@@ -1,6 +1,7 @@
 """What a run tells: `metrics.jsonl`, TensorBoard, and one line or one bar on the terminal."""
 
 import json
+import logging
 import math
 import os
 import sys
@@ -13,14 +14,19 @@ from typing import SupportsFloat
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from resa_jax.training.flops import peak_flops, train_flops
+from resa_jax.training.flops import peak_flops
+from resa_jax.training.memory import gibibytes
+from resa_jax.workdir import checkpoint_paths
 
 
+_LOG = logging.getLogger("resa_jax")
 _SHOWN_IMAGES = 8
 
 
@@ -71,6 +77,7 @@ class MetricsWriter:
         first_step: int,
         total_steps: int,
         steps_per_epoch: int,
+        flops: float,
     ):
         """Starts after `first_step`; the first ten steps and the last are always recorded."""
         self._workdir, self._clock = workdir, clock
@@ -79,7 +86,7 @@ class MetricsWriter:
         self._bad_images = 0
         self._held = None
         self._last = first_step, clock.split()
-        self._flops = train_flops(config)
+        self._flops = flops
         # The peaks are bfloat16's, which float32 has nothing to do with.
         self._peak = peak_flops(jax.devices()[0]) if config.precision == "bfloat16" else None
         self._active = jax.process_index() == 0
@@ -168,10 +175,8 @@ class MetricsWriter:
             self._tensorboard.add_image(f"views/{number}", strip, step, dataformats="HWC")
 
     def say(self, text: str) -> None:
-        """Prints a line without breaking the progress bar."""
-        if self._active:
-            self._bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        """Logs a line."""
+        _LOG.info("%s", text)
 
     def _throughput(self, step):
         # Since the last record; compilation, evaluations and checkpoints do not count.
@@ -216,7 +221,24 @@ def _truncate(path, step):
 
 
 def _last_checkpoint(workdir):
-    steps = [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
-    if not steps:
-        return "there is no checkpoint yet"
-    return f"the last good checkpoint is {workdir / 'checkpoints' / str(max(steps))}"
+    paths = checkpoint_paths(workdir)
+    return f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
+
+
+def last_metrics(workdir: Path) -> dict[str, int | float]:
+    """The last value of every metric that the run has recorded."""
+    multihost_utils.sync_global_devices("metrics.jsonl")  # process 0 may be writing still
+    metrics = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        metrics |= json.loads(line)
+    return metrics
+
+
+def describe(config: ConfigDict, mesh: Mesh, images: int, total_steps: int, memory: int) -> str:
+    """A line that says what is about to run, and where; `memory` in bytes a device."""
+    kinds = sorted({device.device_kind for device in mesh.devices.flat})
+    return (
+        f"{config.method.name}, {config.encoder.name} on {images} images of {config.data.source}: "
+        f"{total_steps} steps of {config.batch_size} images on {mesh.size} x "
+        f"{' and '.join(kinds)}, {jax.process_count()} process(es), {gibibytes(memory)} a device."
+    )

@@ -1,4 +1,4 @@
-"""The one schedule of ReSA: linear warm-up, then half a cosine to a floor."""
+"""When and how much: linear warm-up, then half a cosine to a floor; what is due after a step."""
 
 import jax.numpy as jnp
 import optax
@@ -34,3 +34,8 @@ def warmup_cosine(
         return jnp.where(step < warmup_steps, warmup, cosine)
 
     return schedule
+
+
+def is_due(every_epochs: int, step: int, steps_per_epoch: int) -> bool:
+    """Whether something that happens every so many epochs (0: never) happens after this step."""
+    return every_epochs > 0 and step % (every_epochs * steps_per_epoch) == 0

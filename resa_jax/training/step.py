@@ -1,4 +1,4 @@
-"""The train state and the train step, shared by every method with an EMA network."""
+"""The train state and the train step, shared by all methods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resa_jax.methods.interface import Method, Moment
+from resa_jax.training.networks import Networks, Views, forward
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -15,8 +18,9 @@ class TrainState:
     """Everything that a step changes, as nested dicts of arrays.
 
     `ema_params` holds those children of `params` that the EMA network shares (all but the
-    predictor); it is empty in recipes without one. Batch statistics are never averaged: each
-    network keeps its own. `step` counts the steps done, int32.
+    predictor); it is empty in methods without one. Batch statistics are never averaged: each
+    network keeps its own. `buffers` is what the method keeps from step to step. `step` counts the
+    steps done, int32.
     """
 
     # A pytree may hold shapes or shardings in the place of arrays, hence Any.
@@ -25,11 +29,24 @@ class TrainState:
     batch_stats: dict[str, Any]
     ema_params: dict[str, Any]
     ema_batch_stats: dict[str, Any]
+    buffers: dict[str, Any]
     opt_state: Any
+
+    @property
+    def evaluated(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters and batch statistics that evaluation reads: the EMA's where there is one."""
+        if self.ema_params:
+            return self.ema_params, self.ema_batch_stats
+        return self.params, self.batch_stats
 
 
 def create_train_state(
-    params: dict, batch_stats: dict, optimizer: optax.GradientTransformation, *, ema: bool
+    params: dict[str, Any],
+    batch_stats: dict[str, Any],
+    buffers: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool,
 ) -> TrainState:
     """The state before the first step; the EMA network starts as an exact copy."""
 
@@ -44,28 +61,53 @@ def create_train_state(
         batch_stats=batch_stats,
         ema_params=shared(params),
         ema_batch_stats=shared(batch_stats),
+        buffers=buffers,
         opt_state=optimizer.init(params),
     )
 
 
+def method_key(seed: int) -> jax.Array:
+    """Where a method's random numbers start, apart from initialisation's and augmentation's."""
+    return jax.random.fold_in(jax.random.key(seed), 2)
+
+
 def make_train_step(
-    objective: Callable,
+    method: Method,
+    networks: Networks,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     ema_rate: optax.Schedule,
-) -> Callable[..., tuple[TrainState, dict]]:
+    *,
+    steps_per_epoch: int,
+    seed: int,
+) -> Callable[[TrainState, Views], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function `train_step(state, views) -> (state, metrics)`, to be jitted.
 
     Args:
-      objective: a method; `objective(params, batch_stats, ema_params, ema_batch_stats, views)`
-        returns the loss and `(batch_stats, ema_batch_stats, metrics)`.
       optimizer: gets the gradients of the global batch.
       learning_rate: only reported; the optimiser holds the same schedule.
       ema_rate: 1 minus the EMA coefficient at each step (so that float32 keeps its digits as the
         coefficient nears 1).
+      steps_per_epoch, seed: what a method's `Moment` is made of.
     """
 
-    def train_step(state: TrainState, views) -> tuple[TrainState, dict]:
+    def objective(params, state, ema_params, views):
+        online, batch_stats = forward(networks.online, params, state.batch_stats, views)
+        target, ema_batch_stats = None, state.ema_batch_stats
+        if networks.momentum is not None:
+            target, ema_batch_stats = forward(
+                networks.momentum, ema_params, ema_batch_stats, views[:2]
+            )
+            target = jax.lax.stop_gradient(target)
+        moment = Moment(
+            step=state.step,
+            epoch=state.step / steps_per_epoch,
+            key=jax.random.fold_in(method_key(seed), state.step),
+        )
+        loss, buffers, metrics = method(online, target, state.buffers, moment)
+        return loss, (batch_stats, ema_batch_stats, buffers, metrics)
+
+    def train_step(state: TrainState, views: Views) -> tuple[TrainState, dict[str, jax.Array]]:
         # The authors' order: the EMA network first takes in the parameters from *before* this
         # step's update, then gives the targets.
         rate = ema_rate(state.step)
@@ -73,10 +115,8 @@ def make_train_step(
         ema_params = optax.incremental_update(shared, state.ema_params, rate)
 
         grad = jax.value_and_grad(objective, has_aux=True)
-        (loss, aux), gradients = grad(
-            state.params, state.batch_stats, ema_params, state.ema_batch_stats, views
-        )
-        batch_stats, ema_batch_stats, metrics = aux
+        (loss, aux), gradients = grad(state.params, state, ema_params, views)
+        batch_stats, ema_batch_stats, buffers, metrics = aux
 
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -92,6 +132,7 @@ def make_train_step(
             batch_stats=batch_stats,
             ema_params=ema_params,
             ema_batch_stats=ema_batch_stats,
+            buffers=buffers,
             opt_state=opt_state,
         )
         return state, metrics

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from resa_jax.models.encoders import is_vit
+from resa_jax.models.network import Network, evaluate_layers, split
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.torch_forward import torch_encodings
 
@@ -31,13 +30,15 @@ def compare_encodings(
     """
     spec = encoder[0]
     images = fixed_images(spec)
-    graphdef = spec.build()
-
-    @jax.jit
-    def encode(params, batch_stats, images):
-        return nnx.merge(graphdef, params, batch_stats)(images, train=False)
-
-    ours, after = (np.asarray(encode(*arrays[1:], images)) for arrays in (encoder, written))
+    graphdef = split(Network(spec.create()))[0]
+    ours, after = (
+        np.asarray(
+            evaluate_layers(graphdef, {"encoder": params}, {"encoder": batch_stats}, images)[
+                "encoding"
+            ]
+        )
+        for _, params, batch_stats in (encoder, written)
+    )
     checked = "checked: not against PyTorch, which is not installed"
     if importlib.util.find_spec("torch") is not None:
         error = _error(ours, torch_encodings(spec, tensors, images))
@@ -47,7 +48,7 @@ def compare_encodings(
 
 def fixed_images(spec: EncoderSpec) -> np.ndarray:
     """Two normalised images [2, s, s, 3] by formula; float64 where JAX computes in it."""
-    side = spec.image_size if is_vit(spec.name) else min(spec.image_size, 64)
+    side = spec.image_size if spec.family == "vit" else min(spec.image_size, 64)
     row, column, channel = np.indices((side, side, 3))
     images = [
         np.sin(0.7 * k * row + 0.3 * column + channel) + np.cos(0.2 * k * row) for k in (1, 2)

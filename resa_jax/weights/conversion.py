@@ -6,12 +6,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from resa_jax import weights
-from resa_jax.encoder import export_encoder, read_encoder
 from resa_jax.errors import UserError
-from resa_jax.weights import SUFFIXES, is_tensor_file
 from resa_jax.weights.check import compare_encodings
+from resa_jax.weights.export import export_encoder, is_export
+from resa_jax.weights.files import SUFFIXES, is_tensor_file, read_tensors, write_tensors
 from resa_jax.weights.networks import save_networks
+from resa_jax.weights.reading import read_encoder
+from resa_jax.weights.sorting import sort_networks
+from resa_jax.weights.translate import (
+    encoder_from_torch,
+    encoder_to_torch,
+    networks_from_torch,
+)
 
 
 def convert(
@@ -35,24 +41,24 @@ def convert(
     to_file = _check_output(output)
     networks = None
     if source.is_file():
-        checkpoint = weights.sort_networks(weights.read_tensors(source))
+        checkpoint = sort_networks(read_tensors(source))
         if checkpoint.is_full and network is None and not to_file:
-            networks = weights.networks_from_torch(checkpoint, arch)
-        encoder, tensors, lines = weights.encoder_from_torch(checkpoint, arch, network or "ema")
+            networks = networks_from_torch(checkpoint, arch)
+        encoder, tensors, lines = encoder_from_torch(checkpoint, arch, network or "ema")
         if networks is not None:
             lines = networks.lines
     else:
         encoder = read_encoder(source, network=network or "ema")
         if arch not in (None, encoder[0].name):
             raise UserError(f"--arch={arch}: {source} holds a {encoder[0].name}.")
-        tensors = weights.encoder_to_torch(*encoder)
+        tensors = encoder_to_torch(*encoder)
         lines = [f"architecture: {encoder[0].name}", f"loaded: the encoder of {source}"]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if to_file:
             layout = "detectron2" if output.suffix == ".pkl" else "torch"
-            converted = weights.encoder_to_torch(*encoder, layout=layout)
-            weights.write_tensors(output, converted, dataclasses.asdict(encoder[0]))
+            converted = encoder_to_torch(*encoder, layout=layout)
+            write_tensors(output, converted, dataclasses.asdict(encoder[0]))
             what = f"{len(converted)} tensors"
         else:
             _write_folder(output, encoder, networks and networks.trees, source)
@@ -83,7 +89,7 @@ def _check_output(output: Path) -> bool:
         )
     elif output.is_file():
         raise UserError(f"--output={output} is a file; a folder would be written there.")
-    elif output.is_dir() and any(output.iterdir()) and not (output / "encoder.json").is_file():
+    elif output.is_dir() and any(output.iterdir()) and not is_export(output):
         raise UserError(
             f"--output={output} is a folder with other content; name a new one, or an encoder's "
             "export to replace."

@@ -10,7 +10,7 @@ import numpy as np
 from resa_jax.errors import UserError
 from resa_jax.models.encoders import ENCODERS, check_encoder_name
 from resa_jax.models.resnet import RESNETS, Bottleneck
-from resa_jax.models.spec import EncoderSpec
+from resa_jax.models.spec import EncoderSpec, usual_resize
 from resa_jax.models.vit import VITS, sincos_table
 
 
@@ -93,18 +93,16 @@ def _sized(name: str, tensors: Mapping[str, np.ndarray]) -> EncoderSpec:
         size = (_grid(tensors) or 14) * patch
         own = patch == VITS[name].patch_size
         return EncoderSpec(
-            name, image_size=size, patch_size=None if own else patch, resize=_resize(size)
+            name,
+            image_size=size,
+            patch_size=None if own else patch,
+            resize=usual_resize(size),
         )
     width = _length(tensors, "conv1.weight", 0)
     width = None if width == 64 else width
     if name in RESNETS:
-        return EncoderSpec(name, image_size=224, width=width, resize=_resize(224))
+        return EncoderSpec(name, image_size=224, width=width, resize=usual_resize(224))
     return EncoderSpec(name, image_size=32, width=width, mean=_CIFAR_MEAN, std=_CIFAR_STD)
-
-
-def _resize(image_size: int) -> int | None:
-    """The short side before the centre crop: 256 for 224 px; small images are not cropped."""
-    return round(image_size * 256 / 224) if image_size >= 96 else None
 
 
 def _distance(name: str, tensors: Mapping[str, np.ndarray]) -> float:

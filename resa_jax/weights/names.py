@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from flax import nnx
 
-from resa_jax.models.encoders import create_predictor, create_projector, is_vit
+from resa_jax.models.heads import HEADS
 from resa_jax.models.spec import EncoderSpec
 
 
@@ -21,12 +21,12 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var":
 
 # Places of the layers in the authors' nn.Sequential; activations take the places between.
 _PROJECTOR = {
-    False: {"linear1": 0, "bn1": 1, "linear2": 3, "bn2": 4, "linear3": 6, "bn3": 7},
-    True: {"linear1": 0, "linear2": 2, "linear3": 4},
+    "convnet": {"linear1": 0, "bn1": 1, "linear2": 3, "bn2": 4, "linear3": 6, "bn3": 7},
+    "vit": {"linear1": 0, "linear2": 2, "linear3": 4},
 }
 _PREDICTOR = {
-    False: {"linear1": 0, "bn1": 1, "linear2": 3},
-    True: {"norm": 0, "linear1": 1, "linear2": 3},
+    "convnet": {"linear1": 0, "bn1": 1, "linear2": 3},
+    "vit": {"norm": 0, "linear1": 1, "linear2": 3},
 }
 
 
@@ -66,27 +66,19 @@ def encoder_slots(spec: EncoderSpec) -> Mapping[str, Slot]:
 
 
 def projector_slots(
-    encoder: str, in_features: int, hidden_size: int, output_size: int
+    family: str, in_features: int, hidden_size: int, output_size: int
 ) -> dict[str, Slot]:
     """A slot for every tensor of the projector, by its name in the authors' checkpoints."""
     slots = _slots(
-        lambda: create_projector(
-            encoder,
-            in_features,
-            hidden_size=hidden_size,
-            output_size=output_size,
-            rngs=nnx.Rngs(0),
-        )
+        lambda: HEADS[family][0](in_features, hidden_size, output_size, rngs=nnx.Rngs(0))
     )
-    return _by_place(slots, _PROJECTOR[is_vit(encoder)])
+    return _by_place(slots, _PROJECTOR[family])
 
 
-def predictor_slots(encoder: str, features: int, hidden_size: int) -> dict[str, Slot]:
+def predictor_slots(family: str, features: int, hidden_size: int) -> dict[str, Slot]:
     """A slot for every tensor of the predictor, by its name in the authors' checkpoints."""
-    slots = _slots(
-        lambda: create_predictor(encoder, features, hidden_size=hidden_size, rngs=nnx.Rngs(0))
-    )
-    return _by_place(slots, _PREDICTOR[is_vit(encoder)])
+    slots = _slots(lambda: HEADS[family][1](features, hidden_size, rngs=nnx.Rngs(0)))
+    return _by_place(slots, _PREDICTOR[family])
 
 
 def to_detectron2(name: str) -> str:

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from resa_jax.encoder import read_encoder
 from resa_jax.models.spec import EncoderSpec
+from resa_jax.weights.export import read_tree
 from resa_jax.weights.files import read_tensors
+from resa_jax.weights.reading import read_encoder
 from resa_jax.weights.sorting import sort_networks
 from resa_jax.weights.translate import networks_from_torch
 
@@ -45,11 +44,7 @@ def read_networks(path: Path, arch: str | None = None) -> tuple[EncoderSpec, dic
             return networks_from_torch(checkpoint, arch)[:2]
     spec, params, batch_stats = read_encoder(path, arch)
     if (path / _FOLDER).is_dir():
-        folder = (path / _FOLDER).absolute()
-        abstract = jax.tree.map(
-            lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(folder).metadata
-        )
-        return spec, ocp.load(folder, abstract)
+        return spec, read_tree(path / _FOLDER)
     stats = {"encoder": batch_stats} if batch_stats else {}
     params = {"encoder": params}
     return spec, {

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from resa_jax.models.encoders import is_vit
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.vit import VITS
 
@@ -27,7 +26,7 @@ def torch_encodings(
     with torch.inference_mode():
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         weights = {name: torch.from_numpy(value).to(x.dtype) for name, value in tensors.items()}
-        forward = _vit if is_vit(spec.name) else _resnet
+        forward = _vit if spec.family == "vit" else _resnet
         return forward(spec, weights, x).numpy()
 
 

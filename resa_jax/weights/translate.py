@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 from resa_jax.errors import UserError
-from resa_jax.models.encoders import is_vit
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.account import Account
 from resa_jax.weights.infer import infer_spec
@@ -86,12 +85,12 @@ def networks_from_torch(checkpoint: Checkpoint, arch: str | None = None) -> Torc
     spec = _spec(checkpoint, "encoder", arch)
     account = Account(checkpoint, spec, arch)
     projector = checkpoint.networks["projector"]
-    last = "4.weight" if is_vit(spec.name) else "6.weight"
+    last = "4.weight" if spec.family == "vit" else "6.weight"
     hidden, in_features = _shape(checkpoint, projector, "projector", "0.weight")
     output = _shape(checkpoint, projector, "projector", last)[0]
     slots = {
         "encoder": encoder_slots(spec),
-        "projector": projector_slots(spec.name, in_features, hidden, output),
+        "projector": projector_slots(spec.family, in_features, hidden, output),
     }
     trees = {"params": {}, "batch_stats": {}, "ema_params": {}, "ema_batch_stats": {}}
     for name, child_slots in slots.items():
@@ -101,10 +100,10 @@ def networks_from_torch(checkpoint: Checkpoint, arch: str | None = None) -> Torc
         trees["params"][name], trees["batch_stats"][name] = online
         trees["ema_params"][name], trees["ema_batch_stats"][name] = ema
     if "predictor" in checkpoint.networks:
-        first = "1.weight" if is_vit(spec.name) else "0.weight"
+        first = "1.weight" if spec.family == "vit" else "0.weight"
         tensors = checkpoint.networks["predictor"]
         hidden = _shape(checkpoint, tensors, "predictor", first)[0]
-        loaded = account.load("predictor", predictor_slots(spec.name, output, hidden))
+        loaded = account.load("predictor", predictor_slots(spec.family, output, hidden))
         trees["params"]["predictor"], trees["batch_stats"]["predictor"] = loaded
     for name in ("batch_stats", "ema_batch_stats"):
         trees[name] = {child: tree for child, tree in trees[name].items() if tree}

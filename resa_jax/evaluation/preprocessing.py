@@ -1,0 +1,41 @@
+"""From a decoded image to what an encoder sees in evaluation."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Array, Float, Int, UInt8
+
+from resa_jax.data.augment import center_crop, normalize
+from resa_jax.models.spec import EncoderSpec, usual_resize
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image of any size to the network's input.
+
+    Attributes:
+      size: side of the square that the network sees, pixels.
+      resize: short side to which the image is resized before its centre is cropped, pixels.
+      interpolation: "bicubic" or "bilinear", antialiased.
+      mean, std: of the channels, in 0..1.
+    """
+
+    size: int
+    resize: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, spec: EncoderSpec, interpolation: str = "bicubic") -> "Preprocessing":
+        """The one that an encoder was made for; without a size on record ImageNet's 256 : 224."""
+        resize = spec.resize or usual_resize(spec.image_size)
+        return cls(spec.image_size, resize, interpolation, tuple(spec.mean), tuple(spec.std))
+
+    def __call__(
+        self, images: UInt8[Array, "n c c 3"], sizes: Int[Array, "n 2"]
+    ) -> Float[Array, "n s s 3"]:
+        """Normalised inputs; arguments as `evaluation_batches` gives them."""
+        pixels = center_crop(
+            images, sizes, size=self.size, resize=self.resize, interpolation=self.interpolation
+        )
+        return normalize(pixels, self.mean, self.std)

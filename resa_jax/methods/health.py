@@ -1,0 +1,27 @@
+"""What tells learning from collapse, whatever the method."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def spread(
+    embeddings: Float[Array, "m d"], dtype: jnp.dtype = jnp.float32
+) -> dict[str, Float[Array, ""]]:
+    """How a batch of embeddings spreads over the sphere, as scalars without gradient.
+
+    `embedding_std` is the standard deviation over the batch of the L2-normalised embeddings,
+    averaged over dimensions (1/sqrt(d) when they spread evenly, 0 when they collapse);
+    `effective_rank` is their participation ratio, the squared sum of the covariance's eigenvalues
+    over the sum of their squares, between 1 and d.
+    """
+    z = jax.lax.stop_gradient(embeddings).astype(dtype)
+    z = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    z = z - jnp.mean(z, axis=0)
+    variance = jnp.mean(jnp.square(z), axis=0)
+    covariance = z.T @ z / len(z)
+    return {
+        "embedding_std": jnp.mean(jnp.sqrt(variance)),
+        "effective_rank": jnp.square(jnp.sum(variance))
+        / jnp.maximum(jnp.sum(jnp.square(covariance)), 1e-24),
+    }

@@ -1,0 +1,89 @@
+"""An encoder with its heads, as modules and as plain trees of arrays."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from resa_jax.models.layers import Frozen
+
+
+class Network(nnx.Module):
+    """Encoder, projector and, for some methods' online network, predictor."""
+
+    def __init__(
+        self,
+        encoder: nnx.Module,
+        projector: nnx.Module | None = None,
+        predictor: nnx.Module | None = None,
+    ):
+        self.encoder = encoder
+        self.projector = projector
+        self.predictor = predictor
+
+    def __call__(self, images: Float[Array, "n h w 3"], *, train: bool):
+        """Images to encodings [n, f], embeddings [n, d] and predictions [n, d].
+
+        Without a predictor the predictions are the embeddings.
+        """
+        encodings = self.encoder(images, train=train)
+        embeddings = self.projector(encodings, train=train)
+        if self.predictor is None:
+            return encodings, embeddings, embeddings
+        return encodings, embeddings, self.predictor(embeddings, train=train)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """What `layers` gives, in the order of the data flow."""
+        return ("encoding", *(() if self.projector is None else self.projector.layer_names))
+
+    def layers(self, images: Float[Array, "n h w 3"]) -> dict[str, Float[Array, "n _"]]:
+        """The "encoding" and, where there is a projector, its layers, in evaluation mode."""
+        encodings = self.encoder(images, train=False)
+        if self.projector is None:
+            return {"encoding": encodings}
+        return {"encoding": encodings} | self.projector.layers(encodings, train=False)
+
+
+def split(module: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+    """A module as `graphdef, params, batch_stats`, the last two plain nested dicts of arrays."""
+    graphdef, params, batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def frozen_mask(module: nnx.Module) -> dict[str, Any]:
+    """A tree like the module's parameters that is True for those which keep their values."""
+    mask = jax.tree.map(
+        lambda variable: isinstance(variable, Frozen),
+        nnx.state(module, nnx.Param),
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
+    )
+    return nnx.to_pure_dict(mask)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "prepare", "layers"))
+def evaluate_layers(
+    graphdef: nnx.GraphDef,
+    params: dict[str, Any],
+    batch_stats: dict[str, Any],
+    *arrays: Array,
+    prepare: Callable[..., Array] | None = None,
+    layers: tuple[str, ...] | None = None,
+) -> dict[str, Float[Array, "n _"]]:
+    """Named layers in evaluation mode, the one place where that is compiled.
+
+    Networks of equal structure, as all checkpoints of a run, share the program.
+
+    Args:
+      graphdef, params, batch_stats: of a `Network`; parameters of the method's own do not count.
+      arrays: normalised images [n, h, w, 3], or what `prepare` makes them of.
+      prepare: hashable, as `Preprocessing` is.
+      layers: those of `Network.layers` that are wanted; None for all.
+    """
+    params = {name: child for name, child in params.items() if name != "own"}
+    network = nnx.merge(graphdef, params, batch_stats)
+    outputs = network.layers(arrays[0] if prepare is None else prepare(*arrays))
+    return {name: outputs[name] for name in layers or outputs}

@@ -1,0 +1,187 @@
+"""Every field of a recipe. Imports nothing heavy, neither here nor for a method's own fields."""
+
+import ast
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Literal
+
+from resa_jax import fields
+from resa_jax.data.view import View
+from resa_jax.errors import UserError
+from resa_jax.fields import NOT_EMPTY, Field, Rule, field, fields_of, not_negative, positive
+
+
+_METHODS = Path(__file__).parent / "methods"
+
+Numbers = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Top:
+    """The top level."""
+
+    seed: int = field(0, not_negative(2**32 - 1), "of everything random")
+    epochs: int = field(100, positive(), "passes over the source, of floor(n / batch) steps each")
+    steps: int | None = field(None, positive(1e12), "instead of epochs")
+    batch_size: int = field(256, positive(1e8), "global")
+    base_lr: float = field(0.5, positive(1e6), "learning rate for 256 images; x batch_size / 256")
+    final_lr: float | None = field(None, not_negative(1e6), "the cosine's floor; none: 0.1 x lr")
+    warmup_epochs: int = field(2, not_negative(), "of linear warm-up from 0")
+    weight_decay: float = field(1e-5, not_negative(1e6), "of every parameter that is trained")
+    ema_momentum: float = field(
+        0.996, fields.between(0, 1), "of the EMA network at the start; rises to 1 by a cosine"
+    )
+    precision: Literal["float32", "bfloat16"] = field(
+        "float32", "of the networks; assignment and loss take float32 at least"
+    )
+    sharding: Literal["dp", "fsdp"] = field(
+        "dp", "whole parameters on every device, or large ones split", resumable=True
+    )
+    init_from: str | None = field(None, NOT_EMPTY, "weights that the networks start from")
+    log_every: int = field(50, positive(), "steps", resumable=True)
+    profile: tuple[int, int] | None = field(
+        None,
+        Rule("two whole numbers from 1, the first step and how many", lambda x: min(x) >= 1),
+        "steps to trace into WORKDIR/profile",
+        resumable=True,
+    )
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optimiser."""
+
+    name: Literal["sgd", "adamw"] = field("sgd", "SGD with momentum 0.9, or AdamW")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder."""
+
+    name: str = field("resnet18", NOT_EMPTY, "architecture; it decides stem and initialisation")
+    image_size: int = field(224, positive(8192), "side in pixels")
+    patch_size: int | None = field(None, positive(8192), "of a ViT; none: by the name")
+    width: int | None = field(
+        None, positive(1e5), "of a ResNet's stem or a ViT's tokens; none: by the name"
+    )
+    depth: int | None = field(None, positive(1e4), "blocks of a ViT; none: by the name")
+    remat: bool = field(
+        False, "compute activations anew in the backward pass, for memory", resumable=True
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images."""
+
+    source: str = field("digits", NOT_EMPTY, "digits, folder:PATH, npz:FILE or tfds:NAME")
+    test_source: str | None = field(
+        None, NOT_EMPTY, "what evaluations classify; none: one image in five", resumable=True
+    )
+    mean: Numbers | Literal["auto"] = field(
+        (0.485, 0.456, 0.406),
+        Rule("three numbers between 0 and 1 or auto", lambda x: all(0 <= n <= 1 for n in x)),
+        "of the channels; auto: measured on the source",
+    )
+    std: Numbers | Literal["auto"] = field(
+        (0.229, 0.224, 0.225),
+        Rule("three numbers above 0, at most 1, or auto", lambda x: all(0 < n <= 1 for n in x)),
+        "of the channels; auto: measured on the source",
+    )
+    canvas: int = field(512, positive(8192), "long side to which large images are reduced, pixels")
+    resize: int | None = field(
+        None, positive(8192), "short side before the centre crop; none: the encoder's image size"
+    )
+    classes: str | None = field(None, NOT_EMPTY, "file that lists the classes to keep")
+    long_tail: float | None = field(
+        None, Rule("1 or more, at most 1e+09", lambda x: 1 <= x <= 1e9), "largest class / smallest"
+    )
+    on_bad_image: Literal["error", "skip"] = field("error", "what an undecodable image does")
+    workers: int = field(2, not_negative(4096), "processes that decode", resumable=True)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluation during the run."""
+
+    every_epochs: int = field(0, not_negative(), "0: only after the last step", resumable=True)
+    max_images: int = field(
+        10_000, positive(), "of each source; the first ones of a fixed shuffle", resumable=True
+    )
+    batch_size: int = field(256, positive(1e6), "images at a time", resumable=True)
+    baselines: bool = field(False, "also score pixels and the untrained encoder", resumable=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Saved train states."""
+
+    every_epochs: int = field(1, positive(), "", resumable=True)
+    keep: int = field(2, positive(1e6), "how many of the latest stay", resumable=True)
+
+
+GROUPS = {
+    "": Top,
+    "optimizer": Optimizer,
+    "encoder": Encoder,
+    "views": View,
+    "data": Data,
+    "eval": Eval,
+    "checkpoint": Checkpoint,
+}
+
+
+def known_fields(method: str, num_views: int) -> dict[str, Field]:
+    """All fields of a recipe by name, as in `views[0].crop_scale`."""
+    found = {}
+    for group, declared in (GROUPS | {"method": method_group(method)}).items():
+        places = [f"{group}[{n}]" for n in range(num_views)] if group == "views" else [group]
+        for place in places:
+            found |= {f"{place}.{f.name}".lstrip("."): f for f in fields_of(declared)}
+    return found
+
+
+def method_names() -> tuple[str, ...]:
+    """The methods that there are, one for each file that holds a method's dataclass."""
+    return tuple(sorted(path.stem for path in _METHODS.glob("*.py") if _find_class(path)))
+
+
+def method_group(name: str) -> type:
+    """The fields of a method, and its name.
+
+    They are read from the method's file without running it, which would start JAX.
+    """
+    path = _METHODS / f"{name}.py"
+    declaration = _find_class(path) if name.isidentifier() and path.is_file() else None
+    if declaration is None:
+        names = method_names()
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+        raise UserError(
+            f"config.method.name is {name!r}; the nearest method is {nearest!r}. "
+            f"There are: {', '.join(names)}."
+        )
+    known = vars(fields) | {"Literal": Literal}
+    named: list[tuple] = [("name", str, field(name, NOT_EMPTY, "the file in methods/"))]
+    for node in _declared(declaration):
+        kind = eval(compile(ast.Expression(node.annotation), str(path), "eval"), dict(known))
+        default = eval(compile(ast.Expression(node.value), str(path), "eval"), dict(known))
+        named.append((node.target.id, kind, default))
+    return make_dataclass(declaration.name, named, frozen=True)
+
+
+def _find_class(path: Path) -> ast.ClassDef | None:
+    """The class of a method's file: the dataclass that can be called."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        methods = isinstance(node, ast.ClassDef) and {getattr(n, "name", "") for n in node.body}
+        if methods and node.decorator_list and "__call__" in methods:
+            return node
+    return None
+
+
+def _declared(node: ast.ClassDef) -> Iterator[ast.AnnAssign]:
+    for line in node.body:
+        called = getattr(getattr(getattr(line, "value", None), "func", None), "id", None)
+        if isinstance(line, ast.AnnAssign) and called == "field":
+            yield line

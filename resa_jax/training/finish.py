@@ -1,0 +1,68 @@
+"""What a run leaves behind: its encoder, a table of baselines, and how to use it."""
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from resa_jax.evaluation.clustering import compare_features, format_table
+from resa_jax.evaluation.online import OnlineEvaluation
+from resa_jax.models.spec import EncoderSpec
+from resa_jax.training.programs import Programs
+from resa_jax.training.step import TrainState
+from resa_jax.weights.export import export_encoder
+
+
+def finish(
+    config: ConfigDict,
+    workdir: Path,
+    programs: Programs,
+    evaluation: OnlineEvaluation,
+    state: TrainState,
+) -> None:
+    """Exports the encoder and says where it is and how to use it."""
+    params, batch_stats = state.evaluated
+    export_encoder(
+        workdir / "encoder",
+        EncoderSpec.from_config(config),
+        params["encoder"],
+        batch_stats.get("encoder", {}),
+        network="ema" if state.ema_params else "online",
+        step=int(state.step),
+    )
+    baselines = config.eval.baselines and evaluation.labelled
+    table = _compare(programs, evaluation, state) if baselines else None
+    if jax.process_index() > 0:
+        return
+    if table is not None:
+        (workdir / "evaluation").mkdir(exist_ok=True)
+        path = workdir / "evaluation" / "baselines.json"
+        path.write_text(json.dumps(table, indent=2) + "\n")
+        print(f"\n{format_table(table)}")
+    print(f"\n{_usage(workdir, config.data.source, config.encoder.image_size)}")
+
+
+def _compare(programs, evaluation, state):
+    initial, _ = evaluation.features(*programs.init().evaluated)
+    trained, labels = evaluation.features(*state.evaluated)
+    rows = {
+        "pixels": evaluation.pixels(),
+        "random encoder": initial["encoding"],
+        "trained encoder": trained["encoding"],
+    }
+    return compare_features(rows, labels)
+
+
+def _usage(workdir, source, size):
+    encoder = workdir / "encoder"
+    return f"""The encoder is in {encoder}.
+Use it from the command line:
+  python -m resa_jax.evaluate --encoder={encoder} --protocol=knn-weighted --source={source}
+  python -m resa_jax.embed --encoder={encoder} --source={source} --output={workdir}/encodings.npz
+or from Python:
+  import numpy as np, resa_jax
+  encoder = resa_jax.load_encoder("{encoder}")
+  images = np.zeros((1, {size}, {size}, 3), np.uint8)  # yours, [n, height, width, 3]
+  encodings = encoder(images)  # [n, features]
+"""

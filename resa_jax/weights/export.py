@@ -1,0 +1,72 @@
+"""An encoder's export: a folder with its weights and a description of what they are."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from resa_jax.errors import UserError
+from resa_jax.models.spec import EncoderSpec
+
+
+DESCRIPTION = "encoder.json"
+
+
+def export_encoder(
+    directory: Path, spec: EncoderSpec, params: dict, batch_stats: dict, **provenance
+) -> None:
+    """Writes an encoder to `directory`, replacing an earlier export there only once it is whole.
+
+    Args:
+      provenance: JSON values kept with it, such as the network and step that it comes from.
+    """
+    temporary = directory.with_name(directory.name + ".tmp")
+    if jax.process_index() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+    ocp.save(temporary.absolute() / "weights", {"params": params, "batch_stats": batch_stats})
+    if jax.process_index() == 0:
+        description = dataclasses.asdict(spec) | provenance
+        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.rename(directory)
+
+
+def is_export(path: Path) -> bool:
+    """Whether a folder holds an export."""
+    return (path / DESCRIPTION).is_file()
+
+
+def read_description(path: Path) -> dict:
+    """What an export says of itself."""
+    return json.loads((path / DESCRIPTION).read_text())
+
+
+def read_export(path: Path, network: str) -> tuple[EncoderSpec, dict, dict]:
+    """Description, parameters and batch statistics of an export's encoder.
+
+    Args:
+      network: as `read_encoder`; "ema" takes the online encoder of a run that had no other.
+    """
+    description = read_description(path)
+    if network == "online" and description.get("network") == "ema":
+        raise UserError(
+            f"{path} holds the EMA encoder; read a checkpoint of the run for the online one."
+        )
+    names = [field.name for field in dataclasses.fields(EncoderSpec)]
+    values = {name: description[name] for name in names}
+    values |= {name: tuple(values[name]) for name in ("mean", "std")}
+    tree = read_tree(path / "weights")
+    return EncoderSpec(**values), tree["params"], tree["batch_stats"]
+
+
+def read_tree(folder: Path) -> dict:
+    """A tree that Orbax saved, as NumPy arrays."""
+    folder = folder.absolute()
+    abstract = jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(folder).metadata
+    )
+    return ocp.load(folder, abstract)

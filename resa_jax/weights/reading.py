@@ -1,0 +1,69 @@
+"""An encoder from anything that holds one: a run, a checkpoint, an export, PyTorch's files."""
+
+from pathlib import Path
+
+from resa_jax.checkpoint import read_config, read_subtree
+from resa_jax.config import from_json
+from resa_jax.errors import UserError
+from resa_jax.models.spec import EncoderSpec
+from resa_jax.weights.export import is_export, read_export
+from resa_jax.weights.files import read_tensors
+from resa_jax.weights.sorting import sort_networks
+from resa_jax.weights.translate import encoder_from_torch
+from resa_jax.workdir import checkpoint_paths
+
+
+def read_encoder(
+    path: Path, arch: str | None = None, network: str = "ema"
+) -> tuple[EncoderSpec, dict, dict]:
+    """Description, parameters and batch statistics of an encoder.
+
+    Args:
+      path: a run's workdir (its latest checkpoint), `WORKDIR/checkpoints/STEP`, an export, or a
+        file of PyTorch's tensors (`.safetensors`, `.pth`, `.pt`, `.pth.tar`, detectron2's `.pkl`).
+      arch: its name, where the shapes of PyTorch's tensors leave it open.
+      network: "ema" or "online", where both are there; "ema" takes what there is.
+
+    Raises:
+      UserError: for a path that holds no encoder, or not exactly one.
+    """
+    if path.is_file():
+        return encoder_from_torch(sort_networks(read_tensors(path)), arch, network).encoder
+    if is_export(path):
+        return read_export(path, network)
+    path = find_checkpoint(path)
+    children = read_children(path, network, ("encoder",))
+    return EncoderSpec.from_config(from_json(read_config(path))), *children["encoder"]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of a checkpoint, given it or its run's workdir."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder.")
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        return path
+    paths = checkpoint_paths(path)
+    if not paths:
+        raise UserError(
+            f"{path} holds no encoder; give a run's workdir, one of its checkpoints/STEP, its "
+            "encoder folder, or a .pth or .safetensors file."
+        )
+    return paths[-1]
+
+
+def read_children(path: Path, network: str, names: tuple[str, ...]) -> dict[str, tuple[dict, dict]]:
+    """Parameters and batch statistics of some children of a network in the checkpoint `path`.
+
+    Args:
+      network: "ema" or "online"; a run without an EMA network has only its online one.
+      names: of "encoder", "projector" and "predictor".
+    """
+    prefix = "ema_" if network == "ema" else ""
+    wanted = [f"{prefix}{part}/{name}" for part in ("params", "batch_stats") for name in names]
+    found = read_subtree(path, *wanted)
+    if prefix and not any(name.startswith("ema_params") for name in found):
+        return read_children(path, "online", names)
+    return {
+        name: (found[f"{prefix}params/{name}"], found.get(f"{prefix}batch_stats/{name}", {}))
+        for name in names
+    }
