@@ -9,7 +9,7 @@ make a loss. It is one frozen dataclass in a file of its own, `methods/NAME.py`;
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -59,6 +59,7 @@ class Heads(NamedTuple):
     predictor: nnx.Module | None = None
 
 
+@runtime_checkable
 class Method(Protocol):
     """What the step and the train state ask of a method; none inherits from this."""
 
