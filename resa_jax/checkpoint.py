@@ -128,7 +128,7 @@ def _read_metadata(path: Path) -> dict:
         version = metadata["versions"]["resa_jax"]
         raise UserError(
             f"{path} was saved by resa_jax {version}, in format {metadata['format']}; this version "
-            f"({resa_jax.__version__}) reads up to format {FORMAT}. Use that version or a later one."
+            f"({resa_jax.__version__}) reads up to format {FORMAT}. Use that version."
         )
     return metadata
 

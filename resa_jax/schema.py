@@ -87,7 +87,9 @@ class Data:
     )
     std: Numbers | Literal["auto"] = field(
         (0.229, 0.224, 0.225),
-        Rule("three numbers above 0, at most 1, or auto", lambda x: all(0 < n <= 1 for n in x)),
+        Rule(
+            "three numbers above 0, at most 1000, or auto", lambda x: all(0 < n <= 1000 for n in x)
+        ),
         "of the channels; auto: measured on the source",
     )
     canvas: int = field(512, positive(8192), "long side to which large images are reduced, pixels")
@@ -172,10 +174,10 @@ def method_group(name: str) -> type:
 
 
 def _find_class(path: Path) -> ast.ClassDef | None:
-    """The class of a method's file: the dataclass that can be called."""
+    """The class of a method's file: its one frozen dataclass."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        methods = isinstance(node, ast.ClassDef) and {getattr(n, "name", "") for n in node.body}
-        if methods and node.decorator_list and "__call__" in methods:
+        decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
+        if isinstance(node, ast.ClassDef) and "dataclass(frozen=True)" in decorators:
             return node
     return None
 
@@ -185,3 +187,20 @@ def _declared(node: ast.ClassDef) -> Iterator[ast.AnnAssign]:
         called = getattr(getattr(getattr(line, "value", None), "func", None), "id", None)
         if isinstance(line, ast.AnnAssign) and called == "field":
             yield line
+
+
+def describe_fields() -> str:
+    """All fields with default, kind and meaning, as Markdown: `--help` and docs/config.md."""
+    groups = [(f"`config.{name}.`" if name else "Top level", g) for name, g in GROUPS.items()]
+    groups[3] = ("`config.views[N].`, for each view", View)
+    groups += [(f"`config.method.` of {name}", method_group(name)) for name in method_names()]
+    lines = []
+    for title, group in groups:
+        lines += ["", f"## {title}", "", "| field | default | kind | |", "|---|---|---|---|"]
+        for declared in fields_of(group):
+            rule = "" if declared.rule is None else f"; {declared.rule.says}"
+            kind = f"{declared.kind_in_words}{rule}".replace("|", "\\|")
+            again = " (*)" if declared.resumable else ""
+            default = "none" if declared.default is None else declared.default
+            lines.append(f"| `{declared.name}`{again} | `{default}` | {kind} | {declared.says} |")
+    return "\n".join(lines[1:]) + "\n"

@@ -80,7 +80,6 @@ def torch_networks(name, seed):
 
 def to_ours(network, config):
     """A PyTorch network's tensors as our `params` and `batch_stats`."""
-    name = config.encoder.name
     spec = EncoderSpec.from_config(config)
     features = network.projector[0].in_features
     slots = {

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
 
 
 class Outputs(NamedTuple):
@@ -85,7 +86,7 @@ class Method(Protocol):
         """
 
 
-def create_method(fields: Mapping[str, Any]) -> Method:
+def create_method(fields: ConfigDict | Mapping[str, Any]) -> Method:
     """The method that `config.method` describes."""
     module = importlib.import_module(f"resa_jax.methods.{fields['name']}")
     (kind,) = (
