@@ -36,8 +36,8 @@ def noting(stream):
     return Stream()
 
 
-def in_float64(config, key):
-    trees = init_networks(config, key)
+def in_float64(*arguments):
+    trees = init_networks(*arguments)
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trees)
 
 
