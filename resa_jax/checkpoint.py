@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -74,7 +74,9 @@ class Checkpoints:
         The number of devices and processes may differ from that of the run that saved it.
         """
         path = self._directory / str(step)
-        added = {} if _read_metadata(path).get("format", 1) == FORMAT else {"buffers": {}}
+        added: dict[str, dict] = (
+            {} if _read_metadata(path).get("format", 1) == FORMAT else {"buffers": {}}
+        )
         wanted = {name: tree for name, tree in vars(abstract).items() if name not in added}
         loaded = self._checkpointer.load_checkpointables(step, {"state": wanted})
         return type(abstract)(**loaded["state"], **added)
@@ -95,7 +97,8 @@ def read_subtree(path: Path, *names: str) -> dict:
     saved = ocp.checkpointables_metadata(path).metadata.get("state")
     if saved is None:
         raise UserError(f"{path} is no checkpoint of a train state.")
-    wanted, found = {}, {}
+    wanted: dict[str, Any] = {}
+    found = {}
     for name in names:
         keys = name.split("/")
         node = saved

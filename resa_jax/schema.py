@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Literal
@@ -137,7 +136,7 @@ GROUPS = {
 
 def known_fields(method: str, num_views: int) -> dict[str, Field]:
     """All fields of a recipe by name, as in `views[0].crop_scale`."""
-    found = {}
+    found: dict[str, Field] = {}
     for group, declared in (GROUPS | {"method": method_group(method)}).items():
         places = [f"{group}[{n}]" for n in range(num_views)] if group == "views" else [group]
         for place in places:
@@ -166,10 +165,11 @@ def method_group(name: str) -> type:
         )
     known = vars(fields) | {"Literal": Literal}
     named: list[tuple] = [("name", str, field(name, NOT_EMPTY, "the file in methods/"))]
-    for node in _declared(declaration):
-        kind = eval(compile(ast.Expression(node.annotation), str(path), "eval"), dict(known))
-        default = eval(compile(ast.Expression(node.value), str(path), "eval"), dict(known))
-        named.append((node.target.id, kind, default))
+    for line in declaration.body:
+        source = ast.unparse(line)
+        if isinstance(line, ast.AnnAssign) and " = field(" in source:
+            kind, default = ast.unparse(line.annotation), source.partition(" = ")[2]
+            named.append((ast.unparse(line.target), eval(kind, known), eval(default, known)))
     return make_dataclass(declaration.name, named, frozen=True)
 
 
@@ -180,13 +180,6 @@ def _find_class(path: Path) -> ast.ClassDef | None:
         if isinstance(node, ast.ClassDef) and "dataclass(frozen=True)" in decorators:
             return node
     return None
-
-
-def _declared(node: ast.ClassDef) -> Iterator[ast.AnnAssign]:
-    for line in node.body:
-        called = getattr(getattr(getattr(line, "value", None), "func", None), "id", None)
-        if isinstance(line, ast.AnnAssign) and called == "field":
-            yield line
 
 
 def describe_fields() -> str:

@@ -106,18 +106,17 @@ def compile_programs(
         jax.ShapeDtypeStruct((config.batch_size, 2), jnp.int32, sharding=rows),
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    make_views = jax.jit(make_views, out_shardings=rows).lower(state.step, *batch)
-    view_shapes = jax.tree.map(lambda view: _struct(view, rows), make_views.out_info)
-    make_views = make_views.compile()
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))
-    train_step = train_step.lower(state, view_shapes).compile()
+    lowered_views = jax.jit(make_views, out_shardings=rows).lower(state.step, *batch)
+    view_shapes = jax.tree.map(lambda view: _struct(view, rows), lowered_views.out_info)
+    jitted_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))
+    compiled_step = jitted_step.lower(state, view_shapes).compile()
     return Programs(
         networks=networks,
         abstract_state=state,
         init=jax.jit(init, out_shardings=shardings),
-        make_views=make_views,
-        train_step=train_step,
-        memory=required_bytes(train_step),
+        make_views=lowered_views.compile(),
+        train_step=compiled_step,
+        memory=required_bytes(compiled_step),
         flops=train_flops(config, networks.momentum is not None),
     )
 

@@ -67,7 +67,7 @@ def infer_spec(
 def nearest_arch(tensors: Mapping[str, np.ndarray]) -> str | None:
     """The architecture most like the tensors, None if they are neither a ResNet's nor a ViT's."""
     distances = {name: _distance(name, tensors) for name in ENCODERS}
-    name = min(distances, key=distances.get)
+    name = min(distances, key=lambda name: distances[name])
     return None if distances[name] == math.inf else name
 
 
