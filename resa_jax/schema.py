@@ -52,7 +52,9 @@ class Top:
 class Optimizer:
     """The optimiser."""
 
-    name: Literal["sgd", "adamw"] = field("sgd", "SGD with momentum 0.9, or AdamW")
+    name: Literal["sgd", "adamw", "lars"] = field(
+        "sgd", "SGD with momentum 0.9, AdamW, or solo-learn's LARS"
+    )
 
 
 @dataclass(frozen=True)
