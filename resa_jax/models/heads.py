@@ -1,8 +1,8 @@
 """Heads: ReSA's projector and predictor, with BatchNorm behind ConvNets and without behind ViTs.
 
-ReSA's have its authors' settings (winci-ai/resa, src/model.py at commit 6b774ef), which differ from the
-paper's text in a last BatchNorm without affine parameters on the ConvNets' projector and a first
-LayerNorm on the ViTs' predictor.
+ReSA's have its authors' settings (winci-ai/resa, src/model.py at commit 6b774ef), which differ from
+the paper's text in a last BatchNorm without affine parameters on the ConvNets' projector and a
+first LayerNorm on the ViTs' predictor.
 """
 
 import jax
