@@ -129,8 +129,8 @@ def _scores_over_training(record):
             "<p>The images have no labels to compare with, or nothing was evaluated yet.</p>",
         )
     text = (
-        "<p>The claim of ReSA's paper is that encodings H cluster better than the projector's hidden "
-        "layers P0 and P1 and the embedding Z; these are the scores of this run, on "
+        "<p>The claim of ReSA's paper is that encodings H cluster better than the projector's "
+        "hidden layers P0 and P1 and the embedding Z; these are the scores of this run, on "
         f"L2-normalised features. {_verdict(record)}</p>"
     )
     return _section("Accuracy and clustering over training", text + _grid(figures))
