@@ -33,7 +33,7 @@ _SOURCE = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_string("split", "train", "Split of a tfds: source.")
 _OUTPUT = flags.DEFINE_string("output", None, "npz file to write.", required=True)
-_LAYERS = flags.DEFINE_list("layers", [], "Further arrays, of p0, p1, z (the projector's).")
+_LAYERS = flags.DEFINE_list("layers", [], "Further arrays, of p0, p1, embedding (the projector's).")
 _QUERY = flags.DEFINE_list("query", [], "Images whose neighbours to find: files, or numbers.")
 _NEIGHBOURS = flags.DEFINE_integer("neighbours", 10, "How many of each.", lower_bound=1)
 _GROUPS = flags.DEFINE_integer("groups", None, "Number of groups.", lower_bound=2)
@@ -60,22 +60,27 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--groups={_GROUPS.value} is more than the {count} images of the source.")
 
     from resa_jax.data.sources import open_source
-    from resa_jax.evaluation.features import Preprocessing, extract, load_network
+    from resa_jax.encoder import load_encoder
+    from resa_jax.evaluation.features import extract
+    from resa_jax.evaluation.preprocessing import Preprocessing
     from resa_jax.report import collection
 
     source = open_source(_SOURCE.value, split=_SPLIT.value, on_bad_image=_ON_BAD_IMAGE.value)
-    network = load_network(_ENCODER.value, _ARCH.value, _NETWORK.value)
-    preprocessing = Preprocessing.of(network.spec)
-    layers = ("h", *_LAYERS.value)
-    arrays = extract(network, source, _SOURCE.value, preprocessing, layers, batch_size=_BATCH.value)
+    encoder = load_encoder(
+        _ENCODER.value, _ARCH.value, _NETWORK.value, projector=bool(_LAYERS.value)
+    )
+    preprocessing = Preprocessing.of(encoder.spec)
+    layers = ("encoding", *_LAYERS.value)
+    batch_size = min(_BATCH.value, len(source))
+    arrays = extract(encoder, source, _SOURCE.value, preprocessing, layers, batch_size=batch_size)
     images = collection.Collection(source, _SOURCE.value, arrays)
     output.parent.mkdir(parents=True, exist_ok=True)
     images.save(output)
-    shape = arrays["h"].shape
+    shape = arrays["encoding"].shape
     print(f"{shape[0]} encodings of {shape[1]} numbers each are in {output}.")
     if _QUERY.value:
-        encoder = collection.query_encoder(network, preprocessing)
-        print(images.find_neighbours(_QUERY.value, encoder, _NEIGHBOURS.value, output))
+        encode = collection.query_encoder(encoder, preprocessing)
+        print(images.find_neighbours(_QUERY.value, encode, _NEIGHBOURS.value, output))
     if _GROUPS.value is not None:
         print(images.make_groups(_GROUPS.value, _SEED.value, output))
 

@@ -1,5 +1,6 @@
 """A trained encoder in use: `load_encoder` for every format, and what it gives."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from resa_jax.checkpoint import read_config
@@ -18,6 +20,7 @@ from resa_jax.data.augment import normalize
 from resa_jax.methods.interface import create_method
 from resa_jax.models.network import Network, evaluate_layers, split
 from resa_jax.models.spec import EncoderSpec
+from resa_jax.sharding import replicated
 from resa_jax.weights.export import is_export, read_description
 from resa_jax.weights.reading import find_checkpoint, read_children, read_encoder
 
@@ -78,6 +81,19 @@ class Encoder:
         return evaluate_layers(
             self.graphdef, self.params, self.batch_stats, *arrays, prepare=prepare, layers=layers
         )
+
+    def linear_features(self, *arrays, prepare=None, blocks: int) -> Float[Array, "n d"]:
+        """What a linear evaluation reads of the last blocks; arguments as in `evaluate_layers`."""
+        trees = self.params, self.batch_stats
+        outputs = evaluate_layers(self.graphdef, *trees, *arrays, prepare=prepare, blocks=blocks)
+        return outputs["linear"]
+
+    def replicate(self, mesh: Mesh) -> "Encoder":
+        """The same encoder with its weights on every device of a mesh."""
+        placed = copy.copy(self)
+        trees = self.params, self.batch_stats
+        placed.params, placed.batch_stats = jax.device_put(trees, replicated(mesh))
+        return placed
 
     def fingerprint(self) -> str:
         """A hash of all weights."""

@@ -5,16 +5,27 @@ from pathlib import Path
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
 from resa_jax.checkpoint import Checkpoints
 from resa_jax.config import load_config, to_json
-from resa_jax.encoder import export_encoder
+from resa_jax.methods.interface import create_method
 from resa_jax.models.spec import EncoderSpec
-from resa_jax.training.networks import init_networks
-from resa_jax.training.step import create_train_state
+from resa_jax.training.networks import Networks, create_networks, init_networks
+from resa_jax.training.step import TrainState, create_train_state
+from resa_jax.weights.export import export_encoder
 
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def initial_state(config: ConfigDict, seed: int) -> tuple[Networks, TrainState]:
+    """The structures of a recipe's networks, and an untrained state."""
+    method = create_method(config.method)
+    networks, _ = create_networks(config, method)
+    trees = init_networks(config, method, jax.random.key(seed), networks.width)
+    buffers = method.buffers(config.batch_size, networks.width)
+    return networks, create_train_state(*trees, buffers, optax.sgd(0.1), ema=True)
 
 
 def make_run(workdir: Path, *overrides: str, steps: tuple[int, ...] = (2, 4)) -> Path:
@@ -27,8 +38,7 @@ def make_run(workdir: Path, *overrides: str, steps: tuple[int, ...] = (2, 4)) ->
     (workdir / "config.json").write_text(to_json(config))
     with Checkpoints(workdir / "checkpoints", 9, to_json(config)) as checkpoints:
         for step in steps:
-            params, batch_stats = init_networks(config, jax.random.key(step))
-            state = create_train_state(params, batch_stats, optax.sgd(0.1), ema=True)
+            _, state = initial_state(config, step)
             checkpoints.save(state, step)
     export_encoder(
         workdir / "encoder",

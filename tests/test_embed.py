@@ -13,7 +13,7 @@ from PIL import Image
 from resa_jax.data.sources import open_source
 from resa_jax.encoder import load_encoder
 from resa_jax.errors import UserError
-from resa_jax.evaluation.features import Preprocessing, load_network
+from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.report.collection import Collection, query_encoder
 from resa_jax.serving import check_export, export_stablehlo
 
@@ -56,12 +56,12 @@ def test_command_writes_encodings_neighbours_and_groups(workdir, folder, tmp_pat
     query = folder / "a" / "00.png"
     result = run_command(
         *("embed", f"--encoder={workdir}", f"--source=folder:{folder}", f"--output={output}"),
-        *(f"--query={query}", "--neighbours=3", "--groups=3", "--layers=z"),
+        *(f"--query={query}", "--neighbours=3", "--groups=3", "--layers=embedding"),
     )
     assert result.returncode == 0, result.stderr
     with np.load(output) as file:
         arrays = dict(file)
-    assert arrays["encodings"].shape == (12, 64) and arrays["z"].shape == (12, 16)
+    assert arrays["encodings"].shape == (12, 64) and arrays["embedding"].shape == (12, 16)
     assert arrays["class_names"].tolist() == ["a", "b"]
     assert [path.removeprefix(f"{folder}/") for path in arrays["paths"]] == [
         f"{'ab'[n % 2]}/{n:02}.png" for n in (0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11)
@@ -106,7 +106,7 @@ def test_mistakes(tmp_path, arguments, words):
 def test_neighbours_of_an_image_of_the_source(tmp_path):
     source = open_source("digits")
     features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    arrays = {"h": features, "labels": source.labels[:30], "indices": np.arange(30)}
+    arrays = {"encoding": features, "labels": source.labels[:30], "indices": np.arange(30)}
     images = Collection(source, "digits", arrays)
     encode = lambda image: pytest.fail("an image of the source has its encoding already")
     text = images.find_neighbours(["7"], encode, 5, tmp_path / "x.npz")
@@ -124,10 +124,10 @@ def test_neighbours_of_an_image_of_the_source(tmp_path):
 
 
 def test_query_encoder_agrees_with_load_encoder(workdir):
-    network = load_network(workdir)
-    encode = query_encoder(network, Preprocessing.of(network.spec))
+    encoder = load_encoder(workdir)
+    encode = query_encoder(encoder, Preprocessing.of(encoder.spec))
     image = open_source("digits")[11]
-    expected = load_encoder(workdir)(image[None])[0]
+    expected = encoder(image[None])[0]
     np.testing.assert_allclose(encode(image), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -2,26 +2,26 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
-import optax
 import pytest
 from data_samples import prepare_tfds, unpack_cifar
-from evaluation_run import ROOT, make_run
+from evaluation_run import ROOT, initial_state, make_run
+from PIL import Image
 
 from resa_jax.config import load_config
 from resa_jax.data.sources import open_source
 from resa_jax.encoder import load_encoder
 from resa_jax.errors import UserError
-from resa_jax.evaluation import knn
+from resa_jax.evaluation import features, knn
 from resa_jax.evaluation.command import Request, evaluate_encoders, find_workdir
 from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.evaluation.protocols import create_protocol
+from resa_jax.models.network import Network
 from resa_jax.report.tables import format_result
 from resa_jax.sharding import create_mesh
-from resa_jax.training.networks import create_method, init_networks
-from resa_jax.training.step import create_train_state
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_all_checkpoints_are_clustered(digits, workdir):
         "clustering-step4.json",
     ]
     for result, _ in results:
-        assert list(result["results"]) == ["h", "p0", "p1", "z"]
+        assert list(result["results"]) == ["encoding", "p0", "p1", "embedding"]
         assert result["num_test"] is None
     assert results[0][0]["results"] != results[1][0]["results"]
 
@@ -151,17 +151,89 @@ def test_scores_during_training_are_those_of_the_protocol(digits, workdir):
         str(ROOT / "configs/digits.py:smoke"),
         ["data.mean=(0.3,0.3,0.3)", "data.std=(0.4,0.4,0.4)", "eval.max_images=150"],
     )
-    params, batch_stats = init_networks(config, jax.random.key(4))  # as make_run's last step
-    state = create_train_state(params, batch_stats, optax.sgd(0.1), ema=True)
-    method, mesh = create_method(config)[0], create_mesh()
-    source = open_source(f"npz:{digits / 'train.npz'}")
+    networks, state = initial_state(config, 4)  # as make_run's last step
+    mesh, source = create_mesh(), open_source(f"npz:{digits / 'train.npz'}")
     with jax.set_mesh(mesh):
-        scores = OnlineEvaluation(config, method, mesh, source, None)(state)
+        online = OnlineEvaluation(config, networks.evaluated, mesh, source, None)
+        scores = online(*state.evaluated)
     protocol = create_protocol("clustering")
     ((result, _),) = evaluate_encoders([protocol], make_request(digits, workdir, test_source=None))
-    for layer, name in (("h", "encoding"), ("p0", "p0"), ("p1", "p1"), ("z", "embedding")):
+    for layer in ("encoding", "p0", "p1", "embedding"):
         for score, value in result["results"][layer].items():
-            assert scores[f"eval/{name}_{score}"] == pytest.approx(value, rel=1e-5)
+            assert scores[f"eval/{layer}_{score}"] == pytest.approx(value, rel=1e-5)
+
+
+def online_evaluation(source, **changes):
+    config = load_config(
+        str(ROOT / "configs/digits.py:smoke"),
+        ["data.mean=(0.3,0.3,0.3)", "data.std=(0.4,0.4,0.4)", "eval.max_images=150"],
+    )
+    networks, state = initial_state(config, 4)
+    return OnlineEvaluation(config, networks.evaluated, create_mesh(), source, None), state
+
+
+def test_scores_during_training_need_two_classes(tmp_path):
+    images = np.stack([open_source("digits")[row] for row in range(24)])
+    for name, labels in (("one", {"labels": np.full(24, 3)}), ("none", {})):
+        np.savez(tmp_path / f"{name}.npz", images=images, **labels)
+        online, state = online_evaluation(open_source(f"npz:{tmp_path / name}.npz"))
+        assert online(*state.evaluated) == {}
+        layers, labels = online.features(*state.evaluated)
+        assert layers["encoding"].shape == (24, 64)
+        assert labels is None if name == "none" else labels.tolist() == [3] * 24
+
+
+def test_labels_of_tfds_come_with_the_images(tmp_path, monkeypatch):
+    """Reading all records only for their labels would read a large data set twice."""
+    rng = np.random.default_rng(0)
+    for n in range(20):
+        path = tmp_path / "images" / "ab"[n % 2] / f"{n:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (100, 100, 3), np.uint8)).save(path)
+    prepare_tfds(tmp_path / "tfds", "large", tmp_path / "images", (None, None, 3))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    source = open_source("tfds:large")
+    assert not source.in_memory
+    online, state = online_evaluation(source)
+    assert online.labelled
+    _, labels = online.features(*state.evaluated)
+    assert "labels" not in vars(source.images)  # cached there once all records have been read
+    assert sorted(labels) == [0] * 10 + [1] * 10
+    np.testing.assert_array_equal(labels, source.labels)
+
+
+@pytest.mark.parametrize("in_run", [True, False])
+def test_each_image_is_encoded_once(digits, workdir, tmp_path, monkeypatch, in_run):
+    """All protocols share the features, train and test sets and checkpoints the program."""
+    images, traces = [], []
+    encode, trace = features.encode_rows, Network.layers
+    monkeypatch.setattr(
+        features,
+        "encode_rows",
+        lambda forward, source, rows, *rest: (
+            images.append(len(rows)),
+            encode(forward, source, rows, *rest),
+        )[1],
+    )
+    monkeypatch.setattr(Network, "layers", lambda *a: (traces.append(1), trace(*a))[1])
+    jax.clear_caches()
+    protocols = [
+        create_protocol("knn-cifar"),
+        create_protocol("linear-cifar", epochs=2),
+        create_protocol("clustering"),
+        create_protocol("knn-weighted", ks=(3,)),
+    ]
+    if in_run:
+        request = make_request(digits, workdir, all_checkpoints=True)
+        results = list(evaluate_encoders(protocols, request))
+        assert len(results) == 8 and images == [150, 50] * 2
+        # The training set also needs the projector's layers.
+        assert len(traces) == 2
+        return
+    shutil.copytree(workdir / "encoder", tmp_path / "encoder")
+    results = list(evaluate_encoders(protocols, make_request(digits, tmp_path / "encoder")))
+    assert len(results) == 4 and images == [150, 50]
+    assert len(traces) == 1
 
 
 def test_transfer_from_tfds_equals_that_from_folders(workdir, tmp_path, monkeypatch):

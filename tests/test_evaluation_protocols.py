@@ -12,8 +12,8 @@ from resa_jax.errors import UserError
 from resa_jax.evaluation import knn, linear
 from resa_jax.evaluation.clustering import clustering, fixed_split
 from resa_jax.evaluation.command import evaluate_features
+from resa_jax.evaluation.feature_sets import FeatureSet, align_labels, read_features
 from resa_jax.evaluation.protocols import PROTOCOLS, create_protocol
-from resa_jax.evaluation.scoring import FeatureSet, align_labels, read_features, score
 from resa_jax.evaluation.superclasses import FINE_NAMES, SUPERCLASSES, coarse_labels
 
 
@@ -30,11 +30,11 @@ def feature_set(n, seed=0, num_classes=7):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_classes, n)
     names = tuple(str(label) for label in range(num_classes))
-    return FeatureSet({"h": rng.normal(size=(n, 6)).astype(np.float32)}, labels, names)
+    return FeatureSet({"encoding": rng.normal(size=(n, 6)).astype(np.float32)}, labels, names)
 
 
 def save(path, features, **arrays):
-    arrays = {"encodings": features.layers["h"], "labels": features.labels} | arrays
+    arrays = {"encodings": features.layers["encoding"], "labels": features.labels} | arrays
     np.savez(path, **arrays)
     return path
 
@@ -53,28 +53,26 @@ def test_coarse_scores_the_superclasses():
         FeatureSet(part.layers, part.labels, FINE_NAMES)
         for part in (feature_set(300, 0, 100), feature_set(50, 1, 100))
     )
-    results = score(create_protocol("coarse", epochs=2), train, test, seed=4)
-    sets = train.layers["h"], np.array(COARSE)[train.labels]
-    sets += test.layers["h"], np.array(COARSE)[test.labels]
+    results = create_protocol("coarse", epochs=2).score(train, test, seed=4)
+    sets = train.layers["encoding"], np.array(COARSE)[train.labels]
+    sets += test.layers["encoding"], np.array(COARSE)[test.labels]
     assert results["k5"] == knn.knn_cifar(*sets)
     assert results["linear"] == linear.linear_cifar(*sets, seed=4, epochs=2)
 
 
 def test_fields_of_a_protocol_reach_its_computation():
     train, test = feature_set(90), feature_set(40, 1)
-    sets = train.layers["h"], train.labels, test.layers["h"], test.labels
-    weighted = score(create_protocol("knn-weighted", ks=(3,), temperature=1.0), train, test, 0)
+    sets = train.layers["encoding"], train.labels, test.layers["encoding"], test.labels
+    weighted = create_protocol("knn-weighted", ks=(3,), temperature=1.0).score(train, test, 0)
     assert weighted == {"k3": knn.knn_weighted(*sets, ks=(3,), temperature=1.0)[3]}
-    assert score(create_protocol("knn-cifar", k=7), train, test, 0) == {
-        "k7": knn.knn_cifar(*sets, k=7)
-    }
-    fields = {"epochs": 3, "batch_size": 16}
-    assert score(create_protocol("linear-cifar", **fields), train, test, 2) == {
-        "linear": linear.linear_cifar(*sets, seed=2, **fields)
-    }
-    assert score(create_protocol("clustering"), train, None, 3) == {
-        "h": clustering(train.layers["h"], train.labels, seed=3)
-    }
+    cifar = create_protocol("knn-cifar", k=7).score(train, test, 0)
+    assert cifar == {"k7": knn.knn_cifar(*sets, k=7)}
+    fields = {"epochs": 3, "batch_size": 16, "weight_decay": 0.1, "last_rate": 1e-3}
+    probe = create_protocol("linear-cifar", **fields).score(train, test, 2)
+    assert probe == {"linear": linear.linear_cifar(*sets, seed=2, **fields)}
+    clusters = create_protocol("clustering", num_init=2).score(train, None, 3)
+    expected = clustering(train.layers["encoding"], train.labels, seed=3, num_init=2)
+    assert clusters == {"encoding": expected}
 
 
 def test_test_labels_are_numbered_by_name():
@@ -164,7 +162,7 @@ def test_command_on_features(tmp_path):
     assert record["hyperparameters"] == {"ks": [5, 10, 20], "temperature": 0.07}
     assert record["features"] == str(files[0]) and record["test_features"] == str(files[1])
     assert (record["seed"], record["num_train"], record["num_test"]) == (3, 80, 30)
-    sets = train.layers["h"], train.labels, test.layers["h"], test.labels
+    sets = train.layers["encoding"], train.labels, test.layers["encoding"], test.labels
     expected = knn.knn_weighted(*sets)
     assert record["results"] == {f"k{k}": scores for k, scores in expected.items()}
     for k in (5, 10, 20):
@@ -204,7 +202,7 @@ def test_without_test_features_one_in_five_is_held_out(tmp_path):
     features = feature_set(60)
     path = save(tmp_path / "all.npz", features)
     bank, test = fixed_split(60)
-    values, labels = features.layers["h"], features.labels
+    values, labels = features.layers["encoding"], features.labels
     expected = knn.knn_cifar(values[bank], labels[bank], values[test], labels[test])
     assert evaluate_files("knn-cifar", path, None)["results"]["k5"] == expected
 

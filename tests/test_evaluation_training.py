@@ -4,7 +4,6 @@ Views are the centre crops of the test images, so that the other statement sees 
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,15 @@ import pytest
 from flax import nnx
 
 from resa_jax.data.sources import open_source
+from resa_jax.encoder import Encoder
 from resa_jax.errors import UserError
-from resa_jax.evaluation import finetune, linear_imagenet
-from resa_jax.evaluation.features import Preprocessing, TrainedNetwork
+from resa_jax.evaluation import finetune, training
+from resa_jax.evaluation.linear_imagenet import linear_imagenet
+from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.evaluation.protocols import create_protocol
 from resa_jax.evaluation.training import Subset, open_subsets
 from resa_jax.models.encoders import create_encoder
+from resa_jax.models.network import Network, frozen_mask, split
 from resa_jax.models.spec import EncoderSpec
 
 
@@ -27,17 +29,11 @@ SPEC = EncoderSpec("resnet18_small", image_size=8, width=8, mean=(0.3,) * 3, std
 PREPROCESSING = Preprocessing.of(SPEC, "bilinear")
 
 
-def make_network(spec):
+def make_encoder(spec):
+    """The encoder, and its module in evaluation mode."""
     options = {"patch_size": spec.patch_size, "width": spec.width, "depth": spec.depth}
-    encoder = create_encoder(spec.name, image_size=spec.image_size, **options, rngs=nnx.Rngs(0))
-    graphdef, params, stats = nnx.split(encoder, nnx.Param, nnx.BatchStat)
-    trees = ({"encoder": nnx.to_pure_dict(tree)} for tree in (params, stats))
-    return TrainedNetwork(Path("here"), "ema", None, spec, graphdef, None, *trees)
-
-
-@pytest.fixture(scope="module")
-def network():
-    return make_network(SPEC)
+    module = create_encoder(spec.name, image_size=spec.image_size, **options, rngs=nnx.Rngs(0))
+    return Encoder(spec, *split(Network(module))[1:]), module
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +48,7 @@ def centre_crops(monkeypatch):
     def same(key, images, sizes, views, mean, std):
         return (PREPROCESSING(images, sizes),)
 
-    for module in (linear_imagenet, finetune):
-        monkeypatch.setattr(module, "augment", same)
+    monkeypatch.setattr(training, "augment", same)
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +77,16 @@ def softmax_gradient(features, targets, kernel, bias):
     return features.T @ error, error.sum(0)
 
 
-def test_linear_imagenet_equals_slow_statement(network, sets):
+def test_linear_imagenet_equals_slow_statement(sets):
+    """Also with decay, which the protocol's default leaves out."""
     train, test, inputs = sets
+    encoder, module = make_encoder(SPEC)
     fields = {"epochs": 5, "batch_size": 16, "rates": (2.0, 30.0), "milestones": (2, 4)}
-    protocol = create_protocol("linear-imagenet", **fields)
-    results = linear_imagenet.linear_imagenet(protocol, network, PREPROCESSING, train, test, seed=3)
+    protocol = create_protocol("linear-imagenet", **fields, weight_decay=0.01)
+    results = linear_imagenet(protocol, encoder, PREPROCESSING, train, test, seed=3)
 
-    encoder = nnx.merge(network.encoder, network.params["encoder"], network.batch_stats["encoder"])
     features, held_out = (
-        np.asarray(encoder(x, train=False), np.float64) for x in inputs
+        np.asarray(module(x, train=False), np.float64) for x in inputs
     )  # the encoder in evaluation mode
     initial = 0.01 * jax.random.normal(jax.random.key(3), (features.shape[1], 10))
     assert list(results) == ["rate=2", "rate=30"]
@@ -103,6 +99,7 @@ def test_linear_imagenet_equals_slow_statement(network, sets):
                 rows = order[start : start + 16]
                 targets = np.eye(10)[train.labels[rows]]
                 gradients = softmax_gradient(features[rows], targets, *weights)
+                gradients = [g + 0.01 * w for g, w in zip(gradients, weights, strict=True)]
                 trace = [0.9 * old + new for old, new in zip(trace, gradients, strict=True)]
                 weights = [w - step * t for w, t in zip(weights, trace, strict=True)]
             curve.append(accuracies(held_out @ weights[0] + weights[1], test.labels))
@@ -118,9 +115,8 @@ def test_finetune_equals_slow_statement(sets, tmp_path, monkeypatch):
     has BatchNorm (in its stem) and a tensor that must not train (the positions).
     """
     train, test, inputs = sets
-    network = make_network(
-        dataclasses.replace(SPEC, name="vitc_s16", patch_size=4, width=64, depth=1)
-    )
+    spec = dataclasses.replace(SPEC, name="vitc_s16", patch_size=4, width=64, depth=1)
+    network, encoder = make_encoder(spec)
     (tmp_path / "list.txt").write_text("a\n")
     fields = {"epochs": 4, "batch_size": 60, "encoder_rate": 0.1, "head_rate": 4.0}
     protocol = create_protocol("finetune-1", list_file=str(tmp_path / "list.txt"), **fields)
@@ -129,9 +125,7 @@ def test_finetune_equals_slow_statement(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "logits_accuracy", lambda *a: (logits.append(a[0]), real(*a))[1])
     result = finetune.finetune(protocol, network, PREPROCESSING, train, test, seed=2)
 
-    encoder = nnx.merge(network.encoder, network.params["encoder"], network.batch_stats["encoder"])
-    graphdef = network.encoder
-    params, stats = network.params["encoder"], network.batch_stats["encoder"]
+    graphdef, params, stats = split(encoder)
     kernel = 0.01 * jax.random.normal(jax.random.key(2), (encoder.num_features, 10))
     state = {"encoder": params, "head": {"kernel": kernel, "bias": jnp.zeros(10)}}
 
@@ -171,17 +165,70 @@ def test_finetune_equals_slow_statement(sets, tmp_path, monkeypatch):
     assert set(result["finetune"]["best"]) == {"top1", "top5", "epoch"}
 
 
-def test_rates_and_blocks_by_architecture(network):
+def test_sgd_equals_slow_statement():
+    """Two rates that fall, momentum and decay, in float64 NumPy."""
+    rng = np.random.default_rng(0)
+    start, rates = rng.normal(size=(2, 7)), np.array([0.5, 3.0])
+    gradients = rng.normal(size=(6, 2, 7))
+    params = jnp.asarray(start, jnp.float32)
+    state = jax.vmap(training.sgd(0.0, 0.9, 0.02).init)(params)
+
+    def move(param, state, gradient, rate):
+        updates, state = training.sgd(rate, 0.9, 0.02).update(gradient, state, param)
+        return optax.apply_updates(param, updates), state
+
+    weights, trace = start.copy(), np.zeros_like(start)
+    for step, gradient in enumerate(gradients):
+        now = rates * 0.5**step
+        params, state = jax.vmap(move)(params, state, jnp.asarray(gradient), jnp.asarray(now))
+        trace = 0.9 * trace + gradient + 0.02 * weights
+        weights = weights - now[:, None] * trace
+    np.testing.assert_allclose(params, weights, rtol=1e-6, atol=1e-6)
+
+
+def test_finetuning_decays_all_but_frozen_tensors(tmp_path):
+    """Without gradients each step is p -= rate * (0.9 trace + decay * p)."""
+    spec = EncoderSpec("vit_ti16", image_size=16, patch_size=8, width=64, depth=1)
+    encoder, module = make_encoder(spec)
+    frozen = frozen_mask(Network(module))
+    assert sum(jax.tree.leaves(frozen)) == 3  # the positions, and the patches' kernel and bias
+    protocol = create_protocol("finetune-1", list_file="any", weight_decay=0.1)
+    params = encoder.params | {"heads": {"kernel": jnp.ones((1, 64, 3)), "bias": jnp.ones((1, 3))}}
+    optimizer = finetune.create_optimizer(protocol, frozen, {"encoder": 0.5, "heads": 2.0})
+    state, moved = optimizer.init(params), params
+    for _ in range(2):
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, moved)
+        moved = optax.apply_updates(moved, updates)
+
+    def after(rate):
+        first = 1 - rate * 0.1
+        return first - rate * (0.9 * 0.1 + 0.1 * first)
+
+    factors = jax.tree.map(lambda keep: 1.0 if keep else after(0.5), frozen)
+    factors["heads"] = {"kernel": after(2.0), "bias": after(2.0)}
+    expected = jax.tree.map(lambda factor, leaf: factor * leaf, factors, params)
+    close = lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    jax.tree.map(close, moved, expected)
+
+
+def test_rates_and_blocks_by_architecture():
     """Table 9 of the paper."""
-    resolve = linear_imagenet.resolve_linear
+
+    def resolve(protocol, spec, batch):
+        return protocol.resolve(make_encoder(spec)[0], None, batch)[0]
+
     protocol = create_protocol("linear-imagenet")
     for batch, rate in ((1024, 40.0), (256, 10.0), (None, 10.0), (128, 5.0)):
-        assert resolve(protocol, network, batch).rates == (rate,)
-    assert resolve(create_protocol("linear-imagenet", rates=(1.0,)), network, 256).rates == (1.0,)
+        assert resolve(protocol, SPEC, batch).rates == (rate,)
+    assert resolve(protocol, SPEC, 256).blocks == 0
+    assert resolve(create_protocol("linear-imagenet", rates=(1.0,)), SPEC, 256).rates == (1.0,)
     for name, rate, blocks in (("vit_s16", 0.03, 4), ("vit_b16", 0.02, 1), ("vitc_b16", 0.02, 1)):
-        vit = make_network(EncoderSpec(name, image_size=32, width=64, depth=6))
+        vit = EncoderSpec(name, image_size=32, width=64, depth=6)
         resolved = resolve(protocol, vit, 1024)
         assert (resolved.rates, resolved.blocks) == ((rate,), blocks)
+    assert resolve(create_protocol("linear-imagenet", blocks=2), vit, 1024).blocks == 2
+    shallow = EncoderSpec("vit_s16", image_size=32, width=64, depth=2)
+    assert resolve(protocol, shallow, 1024).blocks == 2
 
 
 def test_only_listed_images_train(tmp_path):

@@ -12,6 +12,7 @@ from evaluation_run import ROOT, make_run
 
 from resa_jax.data.sources import open_source
 from resa_jax.errors import UserError
+from resa_jax.methods import resa
 from resa_jax.report.assignment import assignment_matrix, assignment_scores
 from resa_jax.report.run_record import read_run
 
@@ -28,7 +29,8 @@ def workdir(tmp_path_factory):
     folder = workdir / "evaluation"
     folder.mkdir()
     for step, ari in ((2, 0.1), (4, 0.5)):
-        layers = {layer: {"ari": ari + n / 100} for n, layer in enumerate(("h", "p0", "p1", "z"))}
+        names = ("h", "p0", "p1", "z") if step == 2 else ("encoding", "p0", "p1", "embedding")
+        layers = {layer: {"ari": ari + n / 100} for n, layer in enumerate(names)}
         result = {"protocol": "clustering", "source": "digits", "step": step, "results": layers}
         result |= {"seed": 0, "hyperparameters": {"num_init": 10}, "network": "ema"}
         (folder / f"clustering-step{step}.json").write_text(json.dumps(result))
@@ -48,9 +50,12 @@ def workdir(tmp_path_factory):
     return workdir
 
 
-def test_component_curves_join_training_and_checkpoints(workdir):
-    """Evaluations during training have H and Z here; results of checkpoints add P0 and P1."""
-    curves = read_run(workdir).component_curves("ari")
+def test_layer_curves_join_training_and_checkpoints(workdir):
+    """Evaluations during training have H and Z here; results of checkpoints add P0 and P1.
+
+    The results of step 2 name the layers as versions before 0.2 did.
+    """
+    curves = read_run(workdir).layer_curves("ari")
     expected = {
         "H (encoding)": [0.3, 0.3],
         "P0 (hidden layer)": [0.11, 0.51],
@@ -105,6 +110,13 @@ def test_pictures_with_and_without_labels(workdir, tmp_path):
     titles = [picture.title for picture in pictures]
     assert titles == ["Encodings in the plane", "Groups", "Nearest neighbours", "Assignment"]
     assert "class" not in pictures[-1].caption
+
+
+def test_methods_that_assign_nothing_have_no_assignment_picture(workdir, monkeypatch):
+    monkeypatch.delattr(resa.ReSA, "assign")
+    pictures = gallery.draw_gallery(workdir, open_source("digits"), "digits", max_images=60)
+    assert "Nearest neighbours" in [picture.title for picture in pictures]
+    assert "Assignment" not in [picture.title for picture in pictures]
 
 
 def test_sample_has_at_most_ten_classes():

@@ -88,7 +88,7 @@ def test_recipes():
     first, second = config.views
     assert first.to_dict() == second.to_dict()
     assert (first.crop_scale, first.saturation, first.blur_probability) == ((0.08, 1.0), 0.8, 0.5)
-    with pytest.raises(UserError, match="no field 'method.epsilon'"):
+    with pytest.raises(UserError, match=r"no field 'method\.epsilon'"):
         load_config(str(ROOT / "configs" / "digits.py:simclr"), ["method.epsilon=0.1"])
     config = load_config(str(ROOT / "configs" / "digits.py:smoke"), ["method.name=simclr"])
     assert config.method.to_dict() == {

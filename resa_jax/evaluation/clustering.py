@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
 from resa_jax.errors import UserError
-from resa_jax.evaluation.knn import knn_cifar, l2_normalise
+from resa_jax.evaluation.knn import knn_cifar, l2_normalize
 from resa_jax.evaluation.silhouette import silhouette_samples
 
 
@@ -22,19 +22,19 @@ def clustering(
     """Agreement of the features' geometry with the labels, on L2-normalised features.
 
     Args:
-        features: one row per sample.
-        labels: the classes, any integers; at least two distinct ones.
-        seed, num_init: random_state and n_init of k-means.
+      features: one row per sample.
+      labels: the classes, any integers; at least two distinct ones.
+      seed, num_init: random_state and n_init of k-means.
 
     Returns:
-        silhouette_mean, silhouette_std: over samples, the labels taken as clusters, Euclidean
-            distance.
-        ari, nmi: of the labels and scikit-learn's k-means (as many clusters as classes).
-        accuracy: percent of samples whose cluster is matched with their class, by the best
-            one-to-one matching.
+      silhouette_mean, silhouette_std: over samples, the labels taken as clusters, Euclidean
+        distance.
+      ari, nmi: of the labels and scikit-learn's k-means (as many clusters as classes).
+      accuracy: percent of samples whose cluster is matched with their class, by the best
+        one-to-one matching.
 
     Raises:
-        UserError: labels of one class only, which leave nothing to separate.
+      UserError: labels of one class only, which leave nothing to separate.
 
     Source: paper, appendix A and Figure 3.
     """
@@ -44,7 +44,7 @@ def clustering(
             f"clustering compares classes, but all {len(labels)} labels are the same; "
             "give at least two classes."
         )
-    normalised = l2_normalise(features).astype(np.float32)
+    normalised = l2_normalize(features).astype(np.float32)
     silhouettes = silhouette_samples(normalised, labels)
     means = KMeans(n_clusters=len(classes), n_init=num_init, random_state=seed)
     return {
@@ -79,18 +79,18 @@ def compare_features(
     """The same scores for several features of the same samples, such as pixels and two encoders.
 
     Args:
-        rows: name -> features; L2-normalised here.
-        labels: the classes of the samples.
-        seed: of k-means.
+      rows: name -> features; L2-normalised here.
+      labels: the classes of the samples.
+      seed: of k-means.
 
     Returns:
-        name -> the scores of `clustering`, and knn_top1: 5-NN accuracy in percent (`knn_cifar` on
-        the normalised features) on `fixed_split`. `format_table` prints them.
+      name -> the scores of `clustering`, and knn_top1: 5-NN accuracy in percent (`knn_cifar` on
+      the normalised features) on `fixed_split`. `format_table` prints them.
     """
     bank, test = fixed_split(len(labels))
     table = {}
     for name, features in rows.items():
-        unit = l2_normalise(features)
+        unit = l2_normalize(features)
         scores = knn_cifar(unit[bank], labels[bank], unit[test], labels[test])
         table[name] = clustering(features, labels, seed=seed) | {"knn_top1": scores["top1"]}
     return table

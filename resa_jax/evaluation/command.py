@@ -1,7 +1,6 @@
 """What `python -m resa_jax.evaluate` does once its arguments have been checked."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,22 +9,18 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 import resa_jax
+from resa_jax.config import from_json
 from resa_jax.data.sources import Source, open_source
+from resa_jax.encoder import Encoder, load_encoder
 from resa_jax.errors import UserError
-from resa_jax.evaluation.features import Preprocessing, TrainedNetwork, extract, load_network
-from resa_jax.evaluation.finetune import finetune, only_listed
-from resa_jax.evaluation.linear_imagenet import linear_imagenet, resolve_linear
-from resa_jax.evaluation.protocols import ON_FEATURES, Clustering, LinearImageNet
-from resa_jax.evaluation.scoring import (
-    FeatureSet,
-    align_labels,
-    read_features,
-    score,
-    split_features,
-)
+from resa_jax.evaluation.feature_sets import read_features, train_and_test
+from resa_jax.evaluation.preprocessing import Preprocessing
+from resa_jax.evaluation.shared_features import SharedFeatures
 from resa_jax.evaluation.training import open_subsets
+from resa_jax.workdir import checkpoint_paths
 
 
 # The authors evaluate encoders of both CIFAR recipes with the first of these statistics.
@@ -57,7 +52,7 @@ class Request:
     def pretraining_batch(self) -> int | None:
         """The batch size of the run that the encoder comes from, where that is on record."""
         workdir = find_workdir(self.encoder)
-        return None if workdir is None else _config(workdir)["batch_size"]
+        return None if workdir is None else _config(workdir).batch_size
 
 
 def evaluate_features(
@@ -67,14 +62,15 @@ def evaluate_features(
     train = read_features(features)
     test = None if test_features is None else read_features(test_features)
     for protocol in protocols:
-        parts = _parts(protocol, train, test)
+        parts = train_and_test(train, test) if protocol.needs_test else (train, None)
+        scores = protocol.score(*parts, seed)
         origin = {
             "encoder": None,
             "features": str(features),
             "features_fingerprint": train.fingerprint(),
             "test_features": None if test_features is None else str(test_features),
         }
-        yield _result(protocol, origin, seed, parts), None
+        yield _result(protocol, origin, seed, *parts, scores), None
 
 
 def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, Path | None]]:
@@ -85,32 +81,46 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, Path 
     """
     paths = [request.encoder]
     if request.all_checkpoints:
-        checkpoints = [p for p in request.encoder.glob("checkpoints/*") if p.name.isdigit()]
-        paths = sorted(checkpoints, key=lambda path: int(path.name))
+        paths = checkpoint_paths(request.encoder)
         if not paths:
             raise UserError(f"--all_checkpoints: {request.encoder} holds no checkpoints.")
     source, test_source = open_labelled_sources(protocols, request)
+    test_title = _source_title(request.test_source, request.test_split)
     for path in paths:
-        network = load_network(path, request.arch, request.network)
+        encoder = load_encoder(path, request.arch, request.network, projector=True)
         workdir = find_workdir(path)
-        for protocol in protocols:
-            preprocessing = _preprocessing(protocol, network, request)
-            results, protocol = _score_images(
-                protocol, network, preprocessing, source, test_source, request, workdir
-            )
+        planned = [(each, _preprocessing(each, encoder, request)) for each in protocols]
+        features = SharedFeatures(
+            encoder,
+            (source, _source_title(request.source, request.split)),
+            None if test_source is None else (test_source, test_title),
+            planned,
+            batch_size=request.batch_size,
+            cache=_cache(request, workdir),
+        )
+        fingerprint = encoder.fingerprint()
+        for protocol, preprocessing in planned:
             origin = {
                 "encoder": str(path),
-                "architecture": dataclasses.asdict(network.spec),
-                "network": network.network,
-                "step": network.step,
-                "weights_fingerprint": network.fingerprint(),
+                "architecture": dataclasses.asdict(encoder.spec),
+                "network": encoder.network,
+                "step": encoder.step,
+                "weights_fingerprint": fingerprint,
                 "source": _source_title(request.source, request.split),
                 "test_source": _test_title(protocol, request),
                 "classes": request.classes,
                 "preprocessing": dataclasses.asdict(preprocessing),
             }
+            if protocol.on_features:
+                parts = features(protocol, preprocessing)
+                scores = protocol.score(*parts, request.seed)
+            else:
+                train, test = open_subsets(source, test_source)
+                protocol, train = protocol.resolve(encoder, train, request.pretraining_batch)
+                parts = train, test
+                scores = protocol.score(encoder, preprocessing, *parts, request.seed)
             yield (
-                _result(protocol, origin, request.seed, results),
+                _result(protocol, origin, request.seed, *parts, scores),
                 _default_path(protocol, path, workdir, request),
             )
 
@@ -124,8 +134,7 @@ def open_labelled_sources(protocols, request: Request) -> tuple[Source, Source |
     options = {"classes": request.classes, "on_bad_image": request.on_bad_image}
     source = open_source(request.source, split=request.split, **options)
     test_source = None
-    only_clustering = all(isinstance(protocol, Clustering) for protocol in protocols)
-    if request.test_source is not None and not only_clustering:
+    if request.test_source is not None and any(protocol.needs_test for protocol in protocols):
         test_source = open_source(request.test_source, split=request.test_split, **options)
     for name, opened in ((request.source, source), (request.test_source, test_source)):
         if opened is not None and not opened.is_labelled:
@@ -148,82 +157,33 @@ def find_workdir(path: Path) -> Path | None:
     return None
 
 
-def _score_images(protocol, network, preprocessing, source, test_source, request, workdir):
-    if protocol.name not in ON_FEATURES:
-        return _train_on_images(protocol, network, preprocessing, source, test_source, request)
-    cache = request.cache
+def _cache(request: Request, workdir: Path | None) -> Path | None:
     # All layers of every checkpoint would fill the disk for the sake of one protocol.
-    if cache is None and workdir is not None and not request.all_checkpoints:
-        cache = workdir / "evaluation" / "features"
-    layers = network.layers if isinstance(protocol, Clustering) else ("h",)
-    sets = []
-    for name, opened in ((request.source, source), (request.test_source, test_source)):
-        if opened is None or (sets and isinstance(protocol, Clustering)):
-            sets.append(None)
-            continue
-        arrays = extract(
-            network,
-            opened,
-            name,
-            preprocessing,
-            layers,
-            batch_size=request.batch_size,
-            cache=cache,
-        )
-        values = {layer: arrays[layer] for layer in layers}
-        sets.append(FeatureSet(values, np.asarray(arrays["labels"]), opened.class_names))
-    return _parts(protocol, *sets), protocol
+    if request.cache is None and workdir is not None and not request.all_checkpoints:
+        return workdir / "evaluation" / "features"
+    return request.cache
 
 
-def _train_on_images(protocol, network, preprocessing, source, test_source, request):
-    train, test = open_subsets(source, test_source)
-    if isinstance(protocol, LinearImageNet):
-        protocol = resolve_linear(protocol, network, request.pretraining_batch)
-        results = linear_imagenet(protocol, network, preprocessing, train, test, request.seed)
-    else:
-        train = only_listed(train, protocol.list_file)
-        results = finetune(protocol, network, preprocessing, train, test, request.seed)
-    counts = {"num_train": len(train.rows), "num_test": len(test.rows)}
-    counts["num_classes"] = len(np.unique(train.labels))
-    return counts | {"results": results}, protocol
-
-
-def _parts(protocol, train: FeatureSet, test: FeatureSet | None):
-    """Training and test set of a protocol, the test labels numbered as the training ones."""
-    if isinstance(protocol, Clustering):
-        return train, None
-    if test is None:
-        return split_features(train)
-    dimensions = train.layers["h"].shape[1], test.layers["h"].shape[1]
-    if dimensions[0] != dimensions[1]:
-        raise UserError(
-            f"The training features have {dimensions[0]} numbers each and the test features "
-            f"{dimensions[1]}; both must come from one encoder."
-        )
-    labels = align_labels(test.labels, test.class_names, train.labels, train.class_names)
-    return train, FeatureSet(test.layers, labels, train.class_names)
-
-
-def _result(protocol, origin: dict, seed: int, parts) -> dict:
-    record = {"protocol": protocol.name, "hyperparameters": dataclasses.asdict(protocol)}
-    record |= origin | {"seed": seed}
-    if isinstance(parts, dict):  # the protocol counted for itself
-        results = parts
-    else:
-        train, test = parts
-        results = {
-            "num_train": len(train.labels),
-            "num_test": None if test is None else len(test.labels),
-            "num_classes": len(np.unique(train.labels)),
-            "results": score(protocol, train, test, seed),
-        }
+def _result(protocol, origin: dict, seed: int, train, test, scores: dict) -> dict:
+    """The record of a protocol's scores; train and test: what has the labels it looked at."""
     versions = {name: version(name) for name in ("jax", "flax", "scikit-learn")}
     versions["resa_jax"] = resa_jax.__version__
-    return record | results | {"device": jax.devices()[0].device_kind, "versions": versions}
+    return {
+        "protocol": protocol.name,
+        "hyperparameters": dataclasses.asdict(protocol),
+        **origin,
+        "seed": seed,
+        "num_train": len(train.labels),
+        "num_test": None if test is None else len(test.labels),
+        "num_classes": len(np.unique(train.labels)),
+        "results": scores,
+        "device": jax.devices()[0].device_kind,
+        "versions": versions,
+    }
 
 
-def _preprocessing(protocol, network: TrainedNetwork, request: Request) -> Preprocessing:
-    preprocessing = Preprocessing.of(network.spec, protocol.interpolation)
+def _preprocessing(protocol, encoder: Encoder, request: Request) -> Preprocessing:
+    preprocessing = Preprocessing.of(encoder.spec, protocol.interpolation)
     if request.image_size is not None:
         side = preprocessing.resize * request.image_size / preprocessing.size
         preprocessing = dataclasses.replace(
@@ -243,12 +203,12 @@ def _preprocessing(protocol, network: TrainedNetwork, request: Request) -> Prepr
     return preprocessing
 
 
-def _source_title(name: str, split: str) -> str:
-    return f"{name}, split {split}" if name.startswith("tfds:") else name
+def _source_title(name: str | None, split: str) -> str | None:
+    return f"{name}, split {split}" if name and name.startswith("tfds:") else name
 
 
 def _test_title(protocol, request: Request) -> str | None:
-    if isinstance(protocol, Clustering):
+    if not protocol.needs_test:
         return None
     if request.test_source is None:
         return f"one in five of {request.source}, fixed split"
@@ -263,10 +223,10 @@ def _default_path(protocol, path: Path, workdir: Path | None, request: Request) 
         name += f"-step{path.name}"
     if request.network != "ema":
         name += f"-{request.network}"
-    if _config(workdir)["data"]["source"] != request.source:
+    if _config(workdir).data.source != request.source:
         name += "-" + re.sub(r"\W+", "-", request.source).strip("-")[-60:]
     return workdir / "evaluation" / f"{name}.json"
 
 
-def _config(workdir: Path) -> dict:
-    return json.loads((workdir / "config.json").read_text())
+def _config(workdir: Path) -> ConfigDict:
+    return from_json((workdir / "config.json").read_text())

@@ -5,20 +5,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
 from resa_jax.encoder import Encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation.preprocessing import Preprocessing
-from resa_jax.sharding import batch_sharding, create_mesh
+from resa_jax.sharding import create_mesh, to_devices
 
 
 def extract(
@@ -35,9 +37,11 @@ def extract(
     """Features of the images of a source, in evaluation mode, over all devices.
 
     Args:
-      source_name: the string that names the source.
+      source_name: the string that names the source, and its split.
       layers: those of `encoder.layer_names` that are wanted.
-      rows: positions in the source, None for all.
+      rows: positions in the source, each once; None for all.
+      batch_size: images at a time; it does not depend on the source, so that all sources of one
+        canvas share a program.
       cache: folder that keeps them, by the network's weights, the source's content (of files the
         path, size and date) and the preprocessing; None keeps nothing.
 
@@ -60,67 +64,88 @@ def extract(
     if folder is not None and all(_file(folder, name).is_file() for name in (*layers, "labels")):
         names = (*layers, "labels", "indices")
         return {name: np.load(_file(folder, name), mmap_mode="r") for name in names}
-    results = _compute(encoder, source, preprocessing, layers, rows, batch_size)
+    mesh = create_mesh()
+    forward = partial(encoder.replicate(mesh).layers, prepare=preprocessing, layers=layers)
+    results = encode_rows(forward, source, rows, batch_size, mesh)
     if folder is not None:
         _store(folder, results)
     return results
 
 
-def _compute(encoder, source, preprocessing, layers, rows, batch_size):
-    forward = partial(encoder.layers, prepare=preprocessing, layers=layers)
-    results, filled = {}, 0
-    for outputs, labels, indices in _batches(forward, source, rows, batch_size):
-        outputs |= {"labels": labels, "indices": indices}
+def encode_rows(
+    forward: Callable[[Array, Array], dict[str, Array]],
+    source: Source,
+    rows: Int[np.ndarray, " m"],
+    batch_size: int,
+    mesh: Mesh,
+) -> dict[str, np.ndarray]:
+    """What a network gives for some images of a source, over all devices of all processes.
+
+    Labels and indices travel with the images, so that the order of the devices in the mesh does not
+    matter; every process gets all rows.
+
+    Args:
+      forward: from images and sizes, as `evaluation_batches` gives them, to named arrays.
+      rows: positions in the source, each once.
+      batch_size: images at a time; rounded up to what the devices divide.
+
+    Returns:
+      Each named array as float32 [n, d], `labels` int32 [n] (-1: none) and `indices` int32 [n],
+      those of `rows`, in their order, that could be decoded.
+    """
+    places = np.full(len(source), -1)
+    places[rows] = np.arange(len(rows))
+    results, there = {}, np.zeros(len(rows), bool)
+    for outputs in _gathered(forward, source, rows, batch_size, mesh):
+        # Filling has the index -1, a bad image's stand-in that of another row or of none.
+        indices = outputs["indices"]
+        place = np.where(indices < 0, -1, places[indices])
+        kept = place >= 0
+        there[place[kept]] = True
         for name, values in outputs.items():
             if name not in results:
-                shape = (len(rows), *values.shape[1:])
-                results[name] = np.empty(shape, values.dtype)
-            results[name][filled : filled + len(values)] = values
-        filled += len(labels)
-    return {name: values[:filled] for name, values in results.items()}
+                dtype = values.dtype if name in ("labels", "indices") else np.float32
+                results[name] = np.empty((len(rows), *values.shape[1:]), dtype)
+            results[name][place[kept]] = values[kept]
+    return results if there.all() else {name: values[there] for name, values in results.items()}
 
 
-def _batches(forward: Callable, source: Source, rows: np.ndarray, batch_size: int):
-    """Runs `forward` over the source; the device works on a batch while the last one is fetched."""
-    mesh = create_mesh()
-    batch_size = -(-min(batch_size, len(rows)) // mesh.size) * mesh.size
-    held, start = None, 0
-    with evaluation_batches(source, rows=rows, batch_size=batch_size) as stream:
+def _gathered(forward, source, rows, batch_size, mesh) -> Iterator[dict[str, np.ndarray]]:
+    """Each batch's outputs; the devices work on a batch while the last one is fetched."""
+    held = None
+    with evaluation_batches(
+        source,
+        rows=rows,
+        batch_size=-(-batch_size // mesh.size) * mesh.size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    ) as stream:
         for batch in stream:
-            # Bad images' stand-ins and the last batch's filling have other indices than asked for.
-            asked = rows[start : start + batch_size]
-            there = np.zeros(batch_size, bool)
-            there[: len(asked)] = batch["indices"][: len(asked)] == asked
-            start += batch_size
-            images, sizes = (
-                jax.device_put(batch[name], batch_sharding(mesh)) for name in ("images", "sizes")
-            )
-            outputs = forward(images, sizes)
+            names = ("images", "sizes", "labels", "indices")
+            images, sizes, labels, indices = to_devices(batch, mesh, names)
+            outputs = forward(images, sizes) | {"labels": labels, "indices": indices}
             if held is not None:
-                yield _fetch(*held)
-            held = outputs, there, batch
+                yield multihost_utils.process_allgather(held, tiled=True)
+            held = outputs
     if held is not None:
-        yield _fetch(*held)
-
-
-def _fetch(outputs, there, batch):
-    outputs = {n: np.asarray(values)[there].astype(np.float32) for n, values in outputs.items()}
-    return outputs, batch["labels"][there], batch["indices"][there]
+        yield multihost_utils.process_allgather(held, tiled=True)
 
 
 def _cache_key(encoder, source, source_name, preprocessing, rows) -> str:
     digest = hashlib.sha256(source_name.encode())
     digest.update(np.asarray(rows, np.int64).tobytes())
-    digest.update(json.dumps(dataclasses.asdict(preprocessing)).encode())
+    facts = dataclasses.asdict(preprocessing), source.class_names
+    digest.update(json.dumps(facts).encode())
     if source.in_memory:
         digest.update(np.ascontiguousarray(source.images.pixels).tobytes())
         labels = source.labels
         digest.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())
     else:
-        digest.update(str(len(source)).encode())
-        for path in source.paths or ():
-            status = os.stat(path)
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+        in_files = source.paths is not None
+        for name in map(source.images.name, rows.tolist()):
+            status = os.stat(name) if in_files else None
+            digest.update(name.encode())
+            digest.update(f" {status.st_size} {status.st_mtime_ns}\n".encode() if status else b"\n")
     return f"{encoder.fingerprint()}-{digest.hexdigest()[:16]}"
 
 

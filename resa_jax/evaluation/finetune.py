@@ -3,21 +3,24 @@
 import math
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
-from resa_jax.data.augment import augment
 from resa_jax.data.sources import Source
+from resa_jax.encoder import Encoder
 from resa_jax.errors import UserError
-from resa_jax.evaluation.features import Preprocessing, TrainedNetwork
+from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.evaluation.protocols import Finetune1
 from resa_jax.evaluation.training import (
     Subset,
+    TrainingView,
     heads_loss,
     initial_heads,
     last_and_best,
@@ -26,15 +29,14 @@ from resa_jax.evaluation.training import (
     report_epoch,
     sgd,
     training_batches,
-    training_view,
 )
-from resa_jax.models.layers import Frozen
-from resa_jax.sharding import batch_sharding, create_mesh, replicated
+from resa_jax.models.network import Network, evaluate_layers, frozen_mask, split
+from resa_jax.sharding import create_mesh, replicated
 
 
 def finetune(
     protocol: Finetune1,
-    network: TrainedNetwork,
+    encoder: Encoder,
     preprocessing: Preprocessing,
     train: Subset,
     test: Subset,
@@ -50,55 +52,75 @@ def finetune(
 
     Source: resa, eval_linear.py with --weights finetune.
     """
-    num_features = nnx.merge(
-        network.encoder, network.params["encoder"], network.batch_stats["encoder"]
-    ).num_features
-    heads = initial_heads(jax.random.key(seed), 1, num_features, int(train.labels.max()) + 1)
-    params = {"encoder": jax.tree.map(jnp.array, network.params["encoder"]), "heads": heads}
-    batch_stats = jax.tree.map(jnp.array, network.batch_stats["encoder"])
-    trace = jax.tree.map(jnp.zeros_like, params)
-    trained = _trained_mask(network)
-    view = training_view(protocol, preprocessing)
-
-    @partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params, batch_stats, trace, key, images, sizes, labels, rates):
-        (inputs,) = augment(key, images, sizes, (view,), preprocessing.mean, preprocessing.std)
-
-        def loss(params):
-            encoder = nnx.merge(network.encoder, params["encoder"], batch_stats)
-            value = heads_loss(params["heads"], encoder(inputs, train=True), labels)
-            return value, nnx.to_pure_dict(nnx.state(encoder, nnx.BatchStat))
-
-        gradients, moved = jax.grad(loss, has_aux=True)(params)
-        gradients["encoder"] = jax.tree.map(jnp.multiply, gradients["encoder"], trained)
-        rest = protocol.momentum, protocol.weight_decay
-        new_params, new_trace = {}, {}
-        for name, rate in rates.items():
-            new_params[name], new_trace[name] = sgd(
-                params[name], trace[name], gradients[name], rate, *rest
-            )
-        return new_params, moved, new_trace
-
-    @jax.jit
-    def logits(params, batch_stats, images, sizes):
-        encoder = nnx.merge(network.encoder, params["encoder"], batch_stats)
-        features = encoder(preprocessing(images, sizes), train=False)
-        return features @ params["heads"]["kernel"][0] + params["heads"]["bias"][0]
+    mesh, module = create_mesh(), Network(encoder.spec.create())
+    graphdef = split(module)[0]
+    heads = initial_heads(
+        jax.random.key(seed), 1, encoder.num_features, int(train.labels.max()) + 1
+    )
+    params = {"encoder": encoder.params["encoder"], "heads": heads}
+    batch_stats = {"encoder": encoder.batch_stats["encoder"]}
+    params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))  # the step donates them
+    optimizer = partial(create_optimizer, protocol, frozen_mask(module))
+    state = optimizer({"encoder": 0.0, "heads": 0.0}).init(params)
+    params, batch_stats, state = jax.device_put((params, batch_stats, state), replicated(mesh))
+    step = make_step(graphdef, TrainingView(preprocessing, protocol.crop_scale), optimizer)
 
     curve = []
     for epoch in range(protocol.epochs):
         share = (1 + math.cos(math.pi * epoch / protocol.epochs)) / 2 * protocol.batch_size / 256
         rates = {"encoder": protocol.encoder_rate * share, "heads": protocol.head_rate * share}
-        for batch in training_batches(train, protocol.batch_size, seed, epoch):
-            params, batch_stats, trace = step(
-                params, batch_stats, trace, batch[0], *_real_rows(*batch[1:]), rates
-            )
-        outputs, labels = over_images(
-            partial(logits, params, batch_stats), test, protocol.batch_size
+        # Filling would take part in BatchNorm's statistics.
+        batches = training_batches(train, protocol.batch_size, seed, epoch, filled=False)
+        for batch in batches:
+            params, batch_stats, state = step(params, batch_stats, state, *batch, rates)
+        forward = partial(
+            evaluate_layers,
+            graphdef,
+            {"encoder": params["encoder"]},
+            batch_stats,
+            prepare=preprocessing,
         )
-        curve.append(logits_accuracy(outputs, labels))
+        features, labels = over_images(forward, test, protocol.batch_size, mesh)
+        kernel, bias = np.asarray(params["heads"]["kernel"]), np.asarray(params["heads"]["bias"])
+        curve.append(logits_accuracy(features["encoding"] @ kernel[0] + bias[0], labels))
         report_epoch(epoch, protocol.epochs, curve[-1]["top1"])
     return {"finetune": last_and_best(curve)}
+
+
+def create_optimizer(
+    protocol: Finetune1, frozen: dict, rates: dict[str, float | Array]
+) -> optax.GradientTransformation:
+    """SGD for {"encoder": ..., "heads": ...}; frozen tensors are neither updated nor decayed.
+
+    Args:
+      frozen: {"encoder": a tree of bools like the encoder's parameters}.
+      rates: learning rates of "encoder" and "heads".
+    """
+    rest = protocol.momentum, protocol.weight_decay
+    labels = jax.tree.map(lambda keep: "frozen" if keep else "encoder", frozen)
+    return optax.partition(
+        {name: sgd(rate, *rest) for name, rate in rates.items()} | {"frozen": optax.set_to_zero()},
+        labels | {"heads": "heads"},
+    )
+
+
+def make_step(graphdef: nnx.GraphDef, view: TrainingView, optimizer: Callable) -> Callable:
+    """The jitted step: (params, batch_stats, state, key, images, sizes, labels, rates) moved."""
+
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    def step(params, batch_stats, state, key, images, sizes, labels, rates):
+        inputs = view(key, images, sizes)
+
+        def loss(params):
+            network = nnx.merge(graphdef, {"encoder": params["encoder"]}, batch_stats)
+            value = heads_loss(params["heads"], network.encoder(inputs, train=True), labels)
+            return value, {"encoder": nnx.to_pure_dict(nnx.state(network.encoder, nnx.BatchStat))}
+
+        gradients, moved = jax.grad(loss, has_aux=True)(params)
+        updates, state = optimizer(rates).update(gradients, state, params)
+        return optax.apply_updates(params, updates), moved, state
+
+    return step
 
 
 def only_listed(subset: Subset, list_file: str) -> Subset:
@@ -144,25 +166,3 @@ def _only_row(name: str, candidates: list[int], paths: tuple[str, ...], list_fil
             "with their folders, as CLASS/NAME."
         )
     return candidates[0]
-
-
-def _trained_mask(network: TrainedNetwork) -> dict:
-    """1 for each parameter of the encoder, 0 for those that never train (a ViT's positions)."""
-    encoder = nnx.merge(network.encoder, network.params["encoder"], network.batch_stats["encoder"])
-    mask = jax.tree.map(
-        lambda variable: 0.0 if isinstance(variable, Frozen) else 1.0,
-        nnx.state(encoder, nnx.Param),
-        is_leaf=lambda node: isinstance(node, nnx.Variable),
-    )
-    return nnx.to_pure_dict(mask)
-
-
-def _real_rows(images, sizes, labels):
-    """Without the last batch's filling, which would take part in BatchNorm's statistics."""
-    real = np.asarray(labels) >= 0
-    if real.all():
-        return images, sizes, labels
-    arrays = tuple(np.asarray(array)[real] for array in (images, sizes, labels))
-    mesh = create_mesh()
-    place = batch_sharding(mesh) if real.sum() % mesh.size == 0 else replicated(mesh)
-    return jax.device_put(arrays, place)

@@ -39,15 +39,15 @@ def knn_cifar(
     """Accuracy of the majority vote of the k nearest training features, Euclidean, unnormalised.
 
     Args:
-        train, train_labels: the features that vote and their classes (integers from 0).
-        test, test_labels: the features to classify and their true classes.
-        k: number of neighbours.
+      train, train_labels: the features that vote and their classes (integers from 0).
+      test, test_labels: the features to classify and their true classes.
+      k: number of neighbours.
 
     Returns:
-        {"top1": percent, "top5": percent}.
+      {"top1": percent, "top5": percent}.
 
     Raises:
-        UserError: fewer than k training features.
+      UserError: fewer than k training features.
 
     Source: resa_cifar, eval/evaluate.py; Table 1's 5-NN.
     """
@@ -81,17 +81,17 @@ def knn_weighted(
     """Accuracy of k nearest neighbours by cosine similarity s, with votes exp(s / temperature).
 
     Args:
-        train, train_labels: the features that vote and their classes (integers from 0);
-            L2-normalised here.
-        test, test_labels: the features to classify and their true classes.
-        ks: the numbers of neighbours to report.
-        temperature: of the votes.
+      train, train_labels: the features that vote and their classes (integers from 0);
+        L2-normalised here.
+      test, test_labels: the features to classify and their true classes.
+      ks: the numbers of neighbours to report.
+      temperature: of the votes.
 
     Returns:
-        {k: {"top1": percent, "top5": percent}} for each k of ks.
+      {k: {"top1": percent, "top5": percent}} for each k of ks.
 
     Raises:
-        UserError: fewer than max(ks) training features.
+      UserError: fewer than max(ks) training features.
 
     Source: resa, eval_knn.py; Tables 3 and 6.
     """
@@ -126,7 +126,7 @@ def topk_accuracy(
     }
 
 
-def l2_normalise(features: Num[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+def l2_normalize(features: Num[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """Rows of unit length in float64, the norm taken as at least 1e-12."""
     features = features.astype(np.float64)
     norms = np.linalg.norm(features, axis=1, keepdims=True)
@@ -151,14 +151,14 @@ def nearest_neighbours(
     1.28 M x 2048 against 50,000 queries fits.
 
     Args:
-        bank, queries: features of any numeric type.
-        k: at most the number of bank rows.
-        metric: "euclidean" (on the features as they are) or "cosine".
+      bank, queries: features of any numeric type.
+      k: at most the number of bank rows.
+      metric: "euclidean" (on the features as they are) or "cosine".
 
     Returns:
-        Bank indices int64, and float64 similarities, greatest first: the cosine (rounded to 1e-12,
-        so that similarities equal but for rounding are equal), or minus the squared Euclidean
-        distance.
+      Bank indices int64, and float64 similarities, greatest first: the cosine (rounded to 1e-12,
+      so that similarities equal but for rounding are equal), or minus the squared Euclidean
+      distance.
     """
     candidates = _search(bank, queries, min(k + SPARE_NEIGHBOURS, len(bank)), metric)
     scores = _exact_scores(bank, queries, candidates, metric)
@@ -191,7 +191,7 @@ def _search(bank: np.ndarray, queries: np.ndarray, k: int, metric: str) -> np.nd
 
 def _prepare(rows: np.ndarray, metric: str) -> np.ndarray:
     # Normalised in float64: rows that differ in length alone become equal in float32 too, and tie.
-    return (l2_normalise(rows) if metric == "cosine" else rows).astype(np.float32)
+    return (l2_normalize(rows) if metric == "cosine" else rows).astype(np.float32)
 
 
 def _block_size(n: int, largest: int) -> int:

@@ -31,14 +31,14 @@ def linear_cifar(
     partial batch kept, PyTorch's default initialisation of a Linear layer.
 
     Args:
-        train, train_labels: features and classes (integers from 0) to fit.
-        test, test_labels: features and classes to score.
-        seed: of the initialisation and the shuffling.
-        epochs, batch_size, weight_decay: as named.
-        first_rate, last_rate: epoch e's rate is first_rate * (last_rate / first_rate)^(e / epochs).
+      train, train_labels: features and classes (integers from 0) to fit.
+      test, test_labels: features and classes to score.
+      seed: of the initialisation and the shuffling.
+      epochs, batch_size, weight_decay: as named.
+      first_rate, last_rate: epoch e's rate is first_rate * (last_rate / first_rate)^(e / epochs).
 
     Returns:
-        {"top1": percent, "top5": percent}; equal logits in the order of their labels.
+      {"top1": percent, "top5": percent}; equal logits in the order of their labels.
 
     Source: resa_cifar, eval/evaluate.py; Table 1.
     """

@@ -1,22 +1,21 @@
 """Evaluation during pre-training: neighbours, a linear probe, and how features cluster."""
 
-import jax
+from functools import partial
+
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
 from resa_jax.evaluation.clustering import clustering, fixed_split
+from resa_jax.evaluation.features import encode_rows
 from resa_jax.evaluation.knn import knn_cifar, knn_weighted
 from resa_jax.evaluation.linear import linear_cifar
 from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.models.network import evaluate_layers
 from resa_jax.models.spec import EncoderSpec, is_small
-from resa_jax.sharding import batch_sharding
 
 
 PROBE_EPOCHS = 100
@@ -53,19 +52,21 @@ class OnlineEvaluation:
 
     @property
     def labelled(self) -> bool:
-        """Whether there are classes to compare with."""
-        source, rows = self._bank
-        return source.is_labelled and len(np.unique(source.labels[rows])) > 1
+        """Whether there are labels to compare with; reads no image."""
+        source, _ = self._bank
+        return source.is_labelled and len(source.class_names) != 1
 
     def __call__(self, params: dict, batch_stats: dict) -> dict[str, float]:
         """The scores as `eval/...`: accuracies of the encodings in percent, and for the encodings,
         both hidden layers and the embeddings silhouette, ARI and NMI.
 
-        A source without labels has none.
+        A source without labels, or all of one class, has none.
         """
         if not self.labelled:
             return {}
         features, labels = self.features(params, batch_stats)
+        if len(np.unique(labels)) < 2:
+            return {}
         encodings = features["encoding"]
         if self._test is None:
             bank, test = fixed_split(len(labels))
@@ -87,44 +88,34 @@ class OnlineEvaluation:
         return results
 
     def features(self, params: dict, batch_stats: dict):
-        """Layers of the training source by name, each [n, d] float32, and its labels [n]."""
+        """Layers of the training source by name, each [n, d] float32, and its labels [n].
+
+        The labels are None where there are none. Undecodable images have no row.
+        """
         return self._extract(params, batch_stats, *self._bank)
 
     def pixels(self) -> Float[np.ndarray, "n d"]:
         """The raw images of the training source as rows, what an encoder has to beat."""
         source, rows = self._bank
         side = self._config.encoder.image_size
-        images = np.zeros((len(rows), side, side, 3), np.float32)
-        for n, row in enumerate(rows):
-            image = source[int(row)][:side, :side]
-            images[n, : image.shape[0], : image.shape[1]] = image
-        return images.reshape(len(rows), -1)
+        images = []
+        for row in rows:
+            image, _, index, _ = source.load(row)
+            if index == row:  # no stand-in of an undecodable image
+                images.append(np.zeros((side, side, 3), np.float32))
+                image = image[:side, :side]
+                images[-1][: image.shape[0], : image.shape[1]] = image
+        return np.stack(images).reshape(len(images), -1)
 
     def _extract(self, params, batch_stats, source, rows: Int[np.ndarray, " n"]):
-        outputs = []
+        forward = partial(
+            evaluate_layers, self._graphdef, params, batch_stats, prepare=self._prepare
+        )
         batch_size = self._config.eval.batch_size
-        for batch in evaluation_batches(
-            source,
-            rows=rows,
-            batch_size=batch_size + -batch_size % self._mesh.size,  # what the devices divide
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ):
-            images, sizes = (
-                jax.make_array_from_process_local_data(batch_sharding(self._mesh), batch[name])
-                for name in ("images", "sizes")
-            )
-            outputs.append(
-                evaluate_layers(
-                    self._graphdef, params, batch_stats, images, sizes, prepare=self._prepare
-                )
-            )
-        gathered = multihost_utils.process_allgather(outputs, tiled=True)
-        features = {
-            name: np.concatenate([output[name] for output in gathered])[: len(rows)]
-            for name in gathered[0]
-        }
-        return features, source.labels[rows] if source.is_labelled else None
+        features = encode_rows(forward, source, rows, batch_size, self._mesh)
+        labels = features.pop("labels")
+        del features["indices"]
+        return features, labels if source.is_labelled else None
 
 
 def _subset(source, limit):

@@ -1,5 +1,16 @@
 """The evaluation protocols, each a frozen description with every number that decides its result.
 
+A protocol also says what it needs and computes its result:
+
+- `interpolation`, with which images are resized for it;
+- `on_features`: whether it reads features, else it trains on images;
+- `layers`: the features that it reads, None for all that there are;
+- `needs_test`: whether it scores a test set;
+- `score(train, test, seed)` of two `FeatureSet`s, or `score(encoder, preprocessing, train, test,
+  seed)` of two `Subset`s, gives rows of scores: accuracies in percent, others as fractions;
+- `resolve(encoder, train, pretraining_batch)` of those that train on images comes first: it gives
+  the protocol with nothing left open, and the images to train on.
+
 Imports nothing heavy, so that a mistake on the command line is answered at once.
 """
 
@@ -20,8 +31,19 @@ class KnnWeighted:
 
     name: ClassVar[str] = "knn-weighted"
     interpolation: ClassVar[str] = "bicubic"
+    on_features: ClassVar[bool] = True
+    layers: ClassVar[tuple[str, ...] | None] = ("encoding",)
+    needs_test: ClassVar[bool] = True
     ks: tuple[int, ...] = (5, 10, 20)
     temperature: float = 0.07
+
+    def score(self, train, test, seed: int) -> dict[str, dict]:
+        """A row for each k."""
+        from resa_jax.evaluation.knn import knn_weighted
+
+        sets = *train.labelled_encodings, *test.labelled_encodings
+        scores = knn_weighted(*sets, ks=self.ks, temperature=self.temperature)
+        return {f"k{k}": accuracies for k, accuracies in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -34,8 +56,18 @@ class KnnCifar:
 
     name: ClassVar[str] = "knn-cifar"
     interpolation: ClassVar[str] = "bicubic"
+    on_features: ClassVar[bool] = True
+    layers: ClassVar[tuple[str, ...] | None] = ("encoding",)
+    needs_test: ClassVar[bool] = True
     k: int = 5
     normalization: str = "authors"
+
+    def score(self, train, test, seed: int) -> dict[str, dict]:
+        """One row."""
+        from resa_jax.evaluation.knn import knn_cifar
+
+        sets = *train.labelled_encodings, *test.labelled_encodings
+        return {f"k{self.k}": knn_cifar(*sets, k=self.k)}
 
 
 @dataclass(frozen=True)
@@ -47,12 +79,24 @@ class LinearCifar:
 
     name: ClassVar[str] = "linear-cifar"
     interpolation: ClassVar[str] = "bicubic"
+    on_features: ClassVar[bool] = True
+    layers: ClassVar[tuple[str, ...] | None] = ("encoding",)
+    needs_test: ClassVar[bool] = True
     epochs: int = 500
     batch_size: int = 1000
     first_rate: float = 1e-2
     last_rate: float = 1e-6
     weight_decay: float = 5e-6
     normalization: str = "authors"
+
+    def score(self, train, test, seed: int) -> dict[str, dict]:
+        """One row."""
+        from resa_jax.evaluation.linear import linear_cifar
+
+        fields = dataclasses.asdict(self)
+        del fields["normalization"]
+        sets = *train.labelled_encodings, *test.labelled_encodings
+        return {"linear": linear_cifar(*sets, seed=seed, **fields)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +105,9 @@ class Coarse:
 
     name: ClassVar[str] = "coarse"
     interpolation: ClassVar[str] = "bicubic"
+    on_features: ClassVar[bool] = True
+    layers: ClassVar[tuple[str, ...] | None] = ("encoding",)
+    needs_test: ClassVar[bool] = True
     k: int = 5
     epochs: int = 500
     batch_size: int = 1000
@@ -69,6 +116,19 @@ class Coarse:
     weight_decay: float = 5e-6
     normalization: str = "authors"
 
+    def score(self, train, test, seed: int) -> dict[str, dict]:
+        """A row for the neighbours and one for the classifier."""
+        from resa_jax.evaluation.superclasses import coarse_labels
+
+        train, test = (
+            dataclasses.replace(part, labels=coarse_labels(part.labels, part.class_names))
+            for part in (train, test)
+        )
+        fields = dataclasses.asdict(self)
+        neighbours = KnnCifar(fields.pop("k"), self.normalization)
+        sets = train, test, seed
+        return neighbours.score(*sets) | LinearCifar(**fields).score(*sets)
+
 
 @dataclass(frozen=True)
 class Clustering:
@@ -76,7 +136,19 @@ class Clustering:
 
     name: ClassVar[str] = "clustering"
     interpolation: ClassVar[str] = "bicubic"
+    on_features: ClassVar[bool] = True
+    layers: ClassVar[tuple[str, ...] | None] = None
+    needs_test: ClassVar[bool] = False
     num_init: int = 10  # of k-means, which has as many clusters as there are classes
+
+    def score(self, train, test, seed: int) -> dict[str, dict]:
+        """A row for each layer."""
+        from resa_jax.evaluation.clustering import clustering
+
+        return {
+            name: clustering(values, train.labels, seed=seed, num_init=self.num_init)
+            for name, values in train.layers.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -90,6 +162,9 @@ class LinearImageNet:
 
     name: ClassVar[str] = "linear-imagenet"
     interpolation: ClassVar[str] = "bilinear"
+    on_features: ClassVar[bool] = False
+    layers: ClassVar[tuple[str, ...] | None] = ()
+    needs_test: ClassVar[bool] = True
     epochs: int = 100
     batch_size: int = 256
     rates: tuple[float, ...] = ()
@@ -99,6 +174,22 @@ class LinearImageNet:
     weight_decay: float = 0.0
     crop_scale: tuple[float, float] = (0.08, 1.0)
     blocks: int = 0
+
+    def resolve(self, encoder, train, pretraining_batch: int | None) -> tuple:
+        """The protocol with the encoder's rate and blocks (Table 9) filled in, and all images.
+
+        Args:
+          pretraining_batch: the global batch of the encoder's run, None where it is not on record.
+        """
+        rate, blocks = encoder.spec.create().linear_settings(pretraining_batch)
+        changes = {"rates": self.rates or (rate,), "blocks": blocks and (self.blocks or blocks)}
+        return dataclasses.replace(self, **changes), train
+
+    def score(self, encoder, preprocessing, train, test, seed: int) -> dict[str, dict]:
+        """A row for each learning rate."""
+        from resa_jax.evaluation.linear_imagenet import linear_imagenet
+
+        return linear_imagenet(self, encoder, preprocessing, train, test, seed)
 
 
 @dataclass(frozen=True)
@@ -111,6 +202,9 @@ class Finetune1:
 
     name: ClassVar[str] = "finetune-1"
     interpolation: ClassVar[str] = "bilinear"
+    on_features: ClassVar[bool] = False
+    layers: ClassVar[tuple[str, ...] | None] = ()
+    needs_test: ClassVar[bool] = True
     list_file: str = ""
     epochs: int = 20
     batch_size: int = 256
@@ -119,6 +213,18 @@ class Finetune1:
     momentum: float = 0.9
     weight_decay: float = 0.0
     crop_scale: tuple[float, float] = (0.08, 1.0)
+
+    def resolve(self, encoder, train, pretraining_batch: int | None) -> tuple:
+        """The protocol, and the images that it trains on: those which `list_file` names."""
+        from resa_jax.evaluation.finetune import only_listed
+
+        return self, only_listed(train, self.list_file)
+
+    def score(self, encoder, preprocessing, train, test, seed: int) -> dict[str, dict]:
+        """One row."""
+        from resa_jax.evaluation.finetune import finetune
+
+        return finetune(self, encoder, preprocessing, train, test, seed)
 
 
 @dataclass(frozen=True)
@@ -135,7 +241,7 @@ PROTOCOLS = {
         *(LinearImageNet, Finetune1, Finetune10),
     )
 }
-ON_FEATURES = ("knn-weighted", "knn-cifar", "linear-cifar", "coarse", "clustering")
+ON_FEATURES = tuple(name for name, protocol in PROTOCOLS.items() if protocol.on_features)
 
 
 def create_protocol(name: str, **fields):
@@ -160,7 +266,7 @@ def create_protocol(name: str, **fields):
         if field == "normalization" and value not in NORMALIZATIONS:
             raise UserError(f"normalization={value} must be one of {', '.join(NORMALIZATIONS)}.")
     protocol = PROTOCOLS[name](**fields)
-    if isinstance(protocol, Finetune1) and not protocol.list_file:
+    if "list_file" in known and not protocol.list_file:
         raise UserError(
             f"Protocol {name} needs --list_file=FILE with the names of the images to train on, "
             f"one a line (SimCLR's {name.removeprefix('finetune-')}percent.txt)."

@@ -33,7 +33,7 @@ def silhouette_samples(
     1e-5.
 
     Raises:
-        UserError: fewer than two distinct labels.
+      UserError: fewer than two distinct labels.
     """
     classes, clusters, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if len(classes) < 2:

@@ -1,5 +1,6 @@
-"""What the protocols that train on augmented images share: images, classifiers, SGD."""
+"""What the protocols that train on augmented images share: images, views, classifiers, SGD."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -7,17 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
 
+from resa_jax.data.augment import augment
 from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
 from resa_jax.data.view import View
 from resa_jax.evaluation.clustering import fixed_split
-from resa_jax.evaluation.features import Preprocessing
+from resa_jax.evaluation.features import encode_rows
 from resa_jax.evaluation.knn import topk_accuracy
-from resa_jax.evaluation.protocols import Finetune1, LinearImageNet
+from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.evaluation.scoring import align_labels
-from resa_jax.sharding import batch_sharding, create_mesh
+from resa_jax.sharding import batch_sharding, create_mesh, replicated
+
+
+_LOG = logging.getLogger("resa_jax")
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,15 @@ class Subset:
     rows: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
 
-    def batches(self, batch_size: int, order: Int[np.ndarray, " n"]) -> Iterator[tuple]:
-        """Images and sizes on the devices with labels (-1: no image), in an order of the subset."""
+    def batches(
+        self, batch_size: int, order: Int[np.ndarray, " n"], *, filled: bool
+    ) -> Iterator[tuple[Array, Array, Array]]:
+        """Images, sizes and labels on the devices, in an order of the subset.
+
+        Args:
+          filled: the last batch is as large as the others, and rows without an image of their own
+            have the label -1; otherwise they are left out.
+        """
         mesh = create_mesh()
         batch_size = -(-batch_size // mesh.size) * mesh.size
         with evaluation_batches(
@@ -43,7 +56,30 @@ class Subset:
                 labels[: len(part)] = self.labels[part]
                 labels[batch["indices"] != asked] = -1  # stand-ins of undecodable images
                 arrays = batch["images"], batch["sizes"], labels
-                yield jax.device_put(arrays, batch_sharding(mesh))
+                if not filled:
+                    arrays = tuple(array[labels >= 0] for array in arrays)
+                if len(arrays[0]):
+                    whole = len(arrays[0]) % mesh.size == 0
+                    place = batch_sharding(mesh) if whole else replicated(mesh)
+                    yield jax.device_put(arrays, place)
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """torchvision's RandomResizedCrop and flip, as the authors train classifiers with.
+
+    Called with a key, images and sizes it gives normalised views, [n, size, size, 3].
+    """
+
+    preprocessing: Preprocessing
+    crop_scale: tuple[float, float]
+
+    def __call__(
+        self, key: Array, images: UInt8[Array, "n c c 3"], sizes: Int[Array, "n 2"]
+    ) -> Float[Array, "n s s 3"]:
+        view = View(size=self.preprocessing.size, crop_scale=self.crop_scale)
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        return augment(key, images, sizes, (view,), mean, std)[0]
 
 
 def open_subsets(source: Source, test_source: Source | None) -> tuple[Subset, Subset]:
@@ -67,25 +103,21 @@ def open_subsets(source: Source, test_source: Source | None) -> tuple[Subset, Su
 
 
 def training_batches(
-    subset: Subset, batch_size: int, seed: int, epoch: int
+    subset: Subset, batch_size: int, seed: int, epoch: int, *, filled: bool
 ) -> Iterator[tuple[Array, Array, Array, Array]]:
     """An epoch's batches in its own order, as (key of the augmentation, images, sizes, labels)."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
     order = np.random.default_rng((seed, epoch)).permutation(len(subset.rows))
-    for number, batch in enumerate(subset.batches(batch_size, order)):
+    for number, batch in enumerate(subset.batches(batch_size, order, filled=filled)):
         yield jax.random.fold_in(key, number), *batch
 
 
 def over_images(
-    function: Callable, subset: Subset, batch_size: int
-) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
-    """`function(images, sizes)` of all images of a subset, and their labels."""
-    outputs, labels = [], []
-    for images, sizes, part in subset.batches(batch_size, np.arange(len(subset.rows))):
-        outputs.append(np.asarray(function(images, sizes)))
-        labels.append(np.asarray(part))
-    outputs, labels = np.concatenate(outputs), np.concatenate(labels)
-    return outputs[labels >= 0], labels[labels >= 0]
+    forward: Callable, subset: Subset, batch_size: int, mesh: Mesh
+) -> tuple[dict[str, Float[np.ndarray, "n _"]], Int[np.ndarray, " n"]]:
+    """`forward(images, sizes)` of the decodable images of a subset, and their labels."""
+    outputs = encode_rows(forward, subset.source, subset.rows, batch_size, mesh)
+    return outputs, subset.labels[np.isin(subset.rows, outputs["indices"])]
 
 
 def initial_heads(
@@ -116,25 +148,9 @@ def heads_loss(
     return (losses * weights).sum() / jnp.maximum(weights.sum(), 1)
 
 
-def sgd(params, trace, gradients, rate, momentum: float, weight_decay: float):
-    """PyTorch's SGD: trace = momentum trace + gradient + decay; params -= rate trace.
-
-    rate: a scalar, or one for each row of the leading axis.
-    """
-
-    def move(param, old, gradient):
-        new = momentum * old + gradient + weight_decay * param
-        steps = jnp.reshape(rate, jnp.shape(rate) + (1,) * (param.ndim - jnp.ndim(rate)))
-        return param - steps * new, new
-
-    moved = jax.tree.map(move, params, trace, gradients)
-    is_pair = lambda node: isinstance(node, tuple)
-    return tuple(jax.tree.map(lambda pair, i=i: pair[i], moved, is_leaf=is_pair) for i in (0, 1))
-
-
-def training_view(protocol: LinearImageNet | Finetune1, preprocessing: Preprocessing) -> View:
-    """torchvision's RandomResizedCrop and flip, as the authors train classifiers with."""
-    return View(size=preprocessing.size, crop_scale=protocol.crop_scale)
+def sgd(rate: float | Array, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """PyTorch's SGD: trace = momentum trace + gradient + decay; params -= rate trace."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum))
 
 
 def logits_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -150,4 +166,4 @@ def last_and_best(curve: list[dict[str, float]]) -> dict[str, dict]:
 
 def report_epoch(epoch: int, epochs: int, top1: float) -> None:
     """Says how far the training is."""
-    print(f"epoch {epoch + 1}/{epochs}: top-1 {top1:.2f} %", flush=True)
+    _LOG.info("epoch %d/%d: top-1 %.2f %%", epoch + 1, epochs, top1)

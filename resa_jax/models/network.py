@@ -40,8 +40,17 @@ class Network(nnx.Module):
         """What `layers` gives, in the order of the data flow."""
         return ("encoding", *(() if self.projector is None else self.projector.layer_names))
 
-    def layers(self, images: Float[Array, "n h w 3"]) -> dict[str, Float[Array, "n _"]]:
-        """The "encoding" and, where there is a projector, its layers, in evaluation mode."""
+    def layers(
+        self, images: Float[Array, "n h w 3"], blocks: int | None = None
+    ) -> dict[str, Float[Array, "n _"]]:
+        """The "encoding" and, where there is a projector, its layers, in evaluation mode.
+
+        Args:
+          blocks: if given, there is "linear" alone: what a linear evaluation reads of the encoder's
+            last blocks.
+        """
+        if blocks is not None:
+            return {"linear": self.encoder.linear_features(images, blocks)}
         encodings = self.encoder(images, train=False)
         if self.projector is None:
             return {"encoding": encodings}
@@ -65,7 +74,7 @@ def frozen_mask(module: nnx.Module) -> dict[str, Any]:
     return nnx.to_pure_dict(mask)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "prepare", "layers"))
+@partial(jax.jit, static_argnames=("graphdef", "prepare", "layers", "blocks"))
 def evaluate_layers(
     graphdef: nnx.GraphDef,
     params: dict[str, Any],
@@ -73,6 +82,7 @@ def evaluate_layers(
     *arrays: Array,
     prepare: Callable[..., Array] | None = None,
     layers: tuple[str, ...] | None = None,
+    blocks: int | None = None,
 ) -> dict[str, Float[Array, "n _"]]:
     """Named layers in evaluation mode, the one place where that is compiled.
 
@@ -83,8 +93,9 @@ def evaluate_layers(
       arrays: normalised images [n, h, w, 3], or what `prepare` makes them of.
       prepare: hashable, as `Preprocessing` is.
       layers: those of `Network.layers` that are wanted; None for all.
+      blocks: see `Network.layers`.
     """
     params = {name: child for name, child in params.items() if name != "own"}
     network = nnx.merge(graphdef, params, batch_stats)
-    outputs = network.layers(arrays[0] if prepare is None else prepare(*arrays))
+    outputs = network.layers(arrays[0] if prepare is None else prepare(*arrays), blocks)
     return {name: outputs[name] for name in layers or outputs}

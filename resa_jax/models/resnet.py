@@ -18,8 +18,7 @@ def conv(
     dtype=None,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square convolution without bias, zero-padded by `padding` (size // 2 if None) on all four
-    sides.
+    """A square convolution without bias, zero-padded by `padding` (size // 2 if None) all around.
 
     Explicit padding, since "SAME" pads a strided convolution less above and left than PyTorch
     does.
@@ -186,3 +185,17 @@ class ResNet(nnx.Module):
         # The CPU compiler of jaxlib 0.12 would fuse the last blocks into this mean, and gives NaN
         # in bfloat16.
         return jax.lax.optimization_barrier(self.feature_maps(x, train=train)[-1]).mean((1, 2))
+
+    def linear_features(self, x: Float[Array, "n h w 3"], blocks: int) -> Float[Array, "n d"]:
+        """What a linear evaluation reads, in evaluation mode: the encoding, whatever `blocks`."""
+        return self(x, train=False)
+
+    def linear_settings(self, batch_size: int | None) -> tuple[float, int]:
+        """Learning rate per 256 images and blocks to read of the linear evaluation (Table 9).
+
+        Args:
+          batch_size: of pre-training; the rate is 40 after 1024 images, 5 after 128 (ImageNet-100),
+            10 after 256 or an unknown number.
+        """
+        size = batch_size or 256
+        return (40.0 if size >= 1024 else 5.0 if size <= 128 else 10.0), 0

@@ -1,9 +1,6 @@
-"""Vision transformers of the authors' ReSA: MoCo v3's initialisation, fixed sin-cos positions,
-timm's names.
+"""Vision transformers with MoCo v3's initialisation, fixed sin-cos positions, and timm's names.
 
 Settings: winci-ai/resa, src/vision_transformer.py at commit 6b774ef; Chen et al. (2021), MoCo v3.
-The convolutional
-stem is that of Xiao et al. (2021).
 """
 
 import math
@@ -16,42 +13,46 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from resa_jax.errors import UserError
-from resa_jax.models.layers import (
-    BatchNorm,
-    Frozen,
-    call_block,
-    torch_uniform,
-    uniform,
-    xavier_linear,
-)
+from resa_jax.models.layers import Frozen, call_block, uniform, xavier_linear
+from resa_jax.models.stems import ConvStem, PatchEmbed
 
 
 class ViTSize(NamedTuple):
-    """A ViT's shape: embedding width, blocks, heads, patch side in pixels, stem, position table."""
+    """A ViT's shape, and how the linear evaluation reads it.
+
+    Attributes:
+      width: of the embedding; depth: blocks; patch_size: side in pixels.
+      rows_first: MoCo v3's position table; else the authors' (and MAE's).
+      linear_rate, linear_blocks: see `ViT.linear_settings`.
+    """
 
     width: int
     depth: int
     heads: int
     patch_size: int = 16
     conv_stem: bool = False
-    rows_first: bool = False  # MoCo v3's position table; else the authors' (and MAE's)
+    rows_first: bool = False
+    linear_rate: float = 0.03
+    linear_blocks: int = 4
+
+
+_LARGE = {"linear_rate": 0.02, "linear_blocks": 1}
 
 
 VITS = {
     "vit_ti16": ViTSize(192, 12, 3),
     "vit_s16": ViTSize(384, 12, 6),
-    "vit_b16": ViTSize(768, 12, 12),
-    "vit_l16": ViTSize(1024, 24, 16),
+    "vit_b16": ViTSize(768, 12, 12, **_LARGE),
+    "vit_l16": ViTSize(1024, 24, 16, **_LARGE),
     # A convolutional stem stands for one block.
     "vitc_s16": ViTSize(384, 11, 6, conv_stem=True),
-    "vitc_b16": ViTSize(768, 11, 12, conv_stem=True),
+    "vitc_b16": ViTSize(768, 11, 12, conv_stem=True, **_LARGE),
     "vit_s16_mocov3": ViTSize(384, 12, 12, rows_first=True),
 }
 
 
 def sincos_table(dim: int, grid: int, *, rows_first: bool) -> np.ndarray:
-    """The fixed position table [1 + grid * grid, dim] in float64; the first row, [CLS]'s, is
-    zero.
+    """The fixed position table [1 + grid * grid, dim] in float64; the first row, [CLS]'s, is zero.
 
     Each half of the channels is (sin, cos) of one coordinate times 10000^(-4k/dim), k < dim / 4.
     The first half encodes the column (MAE's code and the authors'), or the row if rows_first
@@ -68,13 +69,12 @@ def sincos_table(dim: int, grid: int, *, rows_first: bool) -> np.ndarray:
 
 
 def bicubic_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """The matrix [n_out, n_in] (float64) of PyTorch's bicubic interpolation by the factor (n_out
-    + 0.1) / n_in.
+    """PyTorch's bicubic interpolation by the factor (n_out + 0.1) / n_in, as a float64 matrix.
 
     `torch.nn.functional.interpolate(scale_factor=..., mode="bicubic")`: Keys' kernel with a =
     -0.75, no antialiasing, half-pixel centres, borders repeated; the factor as given sets the
     coordinates, not the ratio of the sizes. The 0.1 guards PyTorch's output size against rounding
-    (DINO; the authors' interpolate_pos_encoding).
+    (DINO; the authors' interpolate_pos_encoding). The matrix is [n_out, n_in].
     """
     a = -0.75
     position = (np.arange(n_out) + 0.5) * n_in / (n_out + 0.1) - 0.5
@@ -105,71 +105,6 @@ def resize_positions(
         precision=jax.lax.Precision.HIGHEST,
     )
     return jnp.concatenate([table[0, :1], patches.reshape(rows * columns, -1)])[None]
-
-
-class PatchEmbed(nnx.Module):
-    """One linear map of each patch, frozen at its initial value (as in MoCo v3)."""
-
-    def __init__(self, width: int, patch_size: int, *, dtype, rngs):
-        bound = math.sqrt(6 / (3 * patch_size**2 + width))
-        self.proj = nnx.Conv(
-            3,
-            width,
-            (patch_size, patch_size),
-            strides=patch_size,
-            padding="VALID",
-            kernel_init=uniform(bound),
-            dtype=dtype,
-            rngs=rngs,
-        )
-        for name in ("kernel", "bias"):
-            setattr(self.proj, name, Frozen(getattr(self.proj, name)[...]))
-
-    def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n gh gw d"]:
-        return self.proj(x)
-
-
-class ConvStem(nnx.Module):
-    """3x3 convolutions of stride 2 with BatchNorm and ReLU, as many as halve a patch to 1, then a
-    1x1; trained.
-
-    The channels double from width / (patch_size / 2) up to width. PyTorch's default initialiser.
-    """
-
-    def __init__(self, width: int, patch_size: int, *, dtype, rngs):
-        self.layers = int(math.log2(patch_size))
-        channels = 3
-        for index in range(self.layers):
-            features = width // (patch_size // 2) * 2**index
-            conv = nnx.Conv(
-                channels,
-                features,
-                (3, 3),
-                strides=2,
-                padding=((1, 1), (1, 1)),
-                use_bias=False,
-                kernel_init=torch_uniform,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            setattr(self, f"conv{index}", conv)
-            setattr(self, f"bn{index}", BatchNorm(features, dtype=dtype))
-            channels = features
-        self.proj = nnx.Conv(
-            channels,
-            width,
-            (1, 1),
-            kernel_init=torch_uniform,
-            bias_init=uniform(1 / math.sqrt(channels)),
-            dtype=dtype,
-            rngs=rngs,
-        )
-
-    def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n gh gw d"]:
-        for index in range(self.layers):
-            x = getattr(self, f"conv{index}")(x)
-            x = nnx.relu(getattr(self, f"bn{index}")(x, train=train))
-        return self.proj(x)
 
 
 class Attention(nnx.Module):
@@ -247,6 +182,8 @@ class ViT(nnx.Module):
         self.num_features = width
         self.remat = remat
         self.dtype = dtype
+        self.linear_rate = size.linear_rate
+        self.linear_blocks = min(size.linear_blocks, size.depth)
         stem = ConvStem if size.conv_stem else PatchEmbed
         self.patch_embed = stem(width, size.patch_size, dtype=dtype, rngs=rngs)
         self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, 1, width)))
@@ -277,8 +214,7 @@ class ViT(nnx.Module):
     def last_cls(
         self, x: Float[Array, "n h w 3"], blocks: int, *, train: bool = False
     ) -> Float[Array, "n d"]:
-        """The [CLS] tokens after each of the last blocks, each through the last LayerNorm, side
-        by side.
+        """The [CLS] tokens after the last blocks, each through the last LayerNorm, side by side.
 
         Earliest block first, so blocks = 1 is the encoding itself (DINO's and the authors' linear
         evaluation of ViT-S takes 4). Raises UserError if the network has fewer blocks.
@@ -288,13 +224,36 @@ class ViT(nnx.Module):
                 f"The last {blocks} blocks were asked of an encoder with {self.depth}: "
                 f"use 1 to {self.depth}."
             )
-        x = self.tokens(x, train=train)
-        outputs = []
+        outputs = self._outputs(x, blocks, train=train)
+        return jnp.concatenate([self.norm(y[:, 0]) for y in outputs], axis=1)
+
+    def linear_features(self, x: Float[Array, "n h w 3"], blocks: int) -> Float[Array, "n d"]:
+        """What a linear evaluation reads, in evaluation mode.
+
+        Of several last blocks their [CLS] tokens, as `last_cls`; of one, [CLS] and the mean of the
+        patches. Source: resa@6b774ef, eval_linear.py.
+        """
+        if blocks != 1:
+            return self.last_cls(x, blocks)
+        (y,) = self._outputs(x, 1, train=False)
+        y = self.norm(y)
+        return jnp.concatenate([y[:, 0], y[:, 1:].mean(axis=1)], axis=1)
+
+    def linear_settings(self, batch_size: int | None) -> tuple[float, int]:
+        """Learning rate per 256 images and blocks to read of the linear evaluation (Table 9).
+
+        Args:
+          batch_size: of pre-training; here it does not matter.
+        """
+        return self.linear_rate, self.linear_blocks
+
+    def _outputs(self, x: Float[Array, "n h w 3"], last: int, *, train: bool) -> list[Array]:
+        """The tokens after each of the last blocks, before the last LayerNorm."""
+        x, outputs = self.tokens(x, train=train), []
         for index in range(self.depth):
             x = call_block(getattr(self, f"blocks_{index}"), x, train=train, remat=self.remat)
-            if index >= self.depth - blocks:
-                outputs.append(self.norm(x[:, 0]))
-        return jnp.concatenate(outputs, axis=1)
+            outputs.append(x)
+        return outputs[-last:]
 
     def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n d"]:
         return self.last_cls(x, 1, train=train)

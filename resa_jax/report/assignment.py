@@ -17,6 +17,11 @@ from resa_jax.methods.interface import create_method
 from resa_jax.training.networks import create_networks, forward
 
 
+def makes_assignment(checkpoint: Path) -> bool:
+    """Whether the method of a checkpoint's run assigns images to each other, as ReSA does."""
+    return hasattr(create_method(from_json(read_config(checkpoint)).method), "assign")
+
+
 def assignment_matrix(
     checkpoint: Path, source: Source, rows: Int[np.ndarray, " m"], seed: int = 0
 ) -> Float[np.ndarray, "m m"]:

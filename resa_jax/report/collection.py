@@ -4,17 +4,16 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from sklearn.cluster import KMeans
 
 from resa_jax.data.decode import BadImageError, decode_image
 from resa_jax.data.sources import Source
+from resa_jax.encoder import Encoder
 from resa_jax.errors import UserError
-from resa_jax.evaluation.features import Preprocessing, TrainedNetwork
-from resa_jax.evaluation.knn import l2_normalise, nearest_neighbours
+from resa_jax.evaluation.knn import l2_normalize, nearest_neighbours
+from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.report.montage import montage
 
 
@@ -32,14 +31,14 @@ class Collection:
         """
         self._source = source
         self._arrays = arrays
-        self._encodings = np.asarray(arrays["h"])
+        self._encodings = np.asarray(arrays["encoding"])
         indices = arrays["indices"]
         paths = source.paths
         self.titles = tuple(f"{name} {i}" if paths is None else paths[i] for i in indices)
 
     def save(self, path: Path) -> None:
         """Writes encodings, labels, paths, class_names and the further layers to an npz file."""
-        arrays = {"encodings" if k == "h" else k: v for k, v in self._arrays.items()}
+        arrays = {"encodings" if k == "encoding" else k: v for k, v in self._arrays.items()}
         del arrays["indices"]
         arrays["paths"] = np.array(self.titles)
         if self._source.is_labelled and self._source.class_names:
@@ -97,7 +96,7 @@ class Collection:
         """
         if number > len(self.titles):
             raise UserError(f"--groups={number} is more than the {len(self.titles)} images.")
-        unit = l2_normalise(self._encodings)
+        unit = l2_normalize(self._encodings)
         means = KMeans(number, n_init=10, random_state=seed).fit(unit)
         distances = np.linalg.norm(unit - means.cluster_centers_[means.labels_], axis=1)
         rows, strips, captions = [], [], []
@@ -132,21 +131,17 @@ class Collection:
 
 
 def query_encoder(
-    network: TrainedNetwork, preprocessing: Preprocessing
+    encoder: Encoder, preprocessing: Preprocessing
 ) -> Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, " d"]]:
     """The encoding of one image of any size up to the canvas."""
-
-    @jax.jit
-    def forward(images, sizes):
-        params, batch_stats = network.params, network.batch_stats
-        return network.forward(params, batch_stats, preprocessing(images, sizes), ("h",))["h"]
 
     def encode(image):
         side = max(image.shape[:2])
         canvas = np.zeros((1, side, side, 3), np.uint8)
         canvas[0, : image.shape[0], : image.shape[1]] = image
         sizes = np.array([image.shape[:2]], np.int32)
-        return np.asarray(forward(jnp.asarray(canvas), jnp.asarray(sizes)))[0]
+        outputs = encoder.layers(canvas, sizes, prepare=preprocessing, layers=("encoding",))
+        return np.asarray(outputs["encoding"], np.float32)[0]
 
     return encode
 

@@ -9,11 +9,14 @@ from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
 from resa_jax.data.sources import Source
-from resa_jax.evaluation.features import Preprocessing, extract, load_network
-from resa_jax.evaluation.knn import l2_normalise, nearest_neighbours
-from resa_jax.report.assignment import assignment_matrix, assignment_scores
+from resa_jax.encoder import load_encoder
+from resa_jax.evaluation.features import extract
+from resa_jax.evaluation.knn import l2_normalize, nearest_neighbours
+from resa_jax.evaluation.preprocessing import Preprocessing
+from resa_jax.report.assignment import assignment_matrix, assignment_scores, makes_assignment
 from resa_jax.report.figures import heat_map_figure, picture_uri, scatter_figure
 from resa_jax.report.montage import montage
+from resa_jax.workdir import checkpoint_paths
 
 
 SHOWN_CLASSES = 10  # of a source with more, a random choice is shown
@@ -44,18 +47,19 @@ def draw_gallery(
       max_images: size of the sample; of more than ten classes, ten at random are drawn.
       seed: of the sample, t-SNE and k-means.
     """
-    network = load_network(workdir)
+    encoder = load_encoder(workdir)
     labels = np.asarray(source.labels) if source.is_labelled else None
     rows = sample_rows(labels, len(source), max_images, seed)
     arrays = extract(
-        network,
+        encoder,
         source,
         source_name,
-        Preprocessing.of(network.spec),
+        Preprocessing.of(encoder.spec),
         rows=rows,
+        batch_size=min(256, len(rows)),
         cache=workdir / "evaluation" / "features",
     )
-    features, indices = np.asarray(arrays["h"]), np.asarray(arrays["indices"])
+    features, indices = np.asarray(arrays["encoding"]), np.asarray(arrays["indices"])
     labels = np.asarray(arrays["labels"]) if source.is_labelled else None
     sample = Sample(source, features, indices, labels, seed)
     pictures = [sample.tsne()]
@@ -64,7 +68,10 @@ def draw_gallery(
     else:
         pictures += sample.sub_clusters()
     pictures.append(sample.neighbours())
-    return [*pictures, draw_assignment(workdir, source, labels, indices, seed)]
+    checkpoints = checkpoint_paths(workdir)
+    if makes_assignment(checkpoints[-1]):
+        pictures.append(draw_assignment(checkpoints, source, labels, indices, seed))
+    return pictures
 
 
 def sample_rows(
@@ -101,7 +108,7 @@ class Sample:
         """Figures 7 and 8: scikit-learn's t-SNE of the L2-normalised encodings, hulls by class."""
         perplexity = min(30.0, (len(self.features) - 1) / 3)
         plane = TSNE(perplexity=perplexity, init="pca", random_state=self.seed)
-        points = plane.fit_transform(l2_normalise(self.features).astype(np.float32))
+        points = plane.fit_transform(l2_normalize(self.features).astype(np.float32))
         caption = f"t-SNE of {len(points)} encodings (perplexity {perplexity:.3g})."
         if self.labels is not None:
             shown, there = len(np.unique(self.labels)), len(np.unique(self.source.labels))
@@ -158,7 +165,7 @@ class Sample:
         )
 
     def _strips(self, members, groups) -> str:
-        unit = l2_normalise(self.features[members])
+        unit = l2_normalize(self.features[members])
         means = KMeans(groups, n_init=10, random_state=self.seed).fit(unit)
         distances = np.linalg.norm(unit - means.cluster_centers_[means.labels_], axis=1)
         strips, captions = [], []
@@ -180,7 +187,7 @@ class Sample:
 
 
 def draw_assignment(
-    workdir: Path, source: Source, labels, indices, seed: int, size: int = 100
+    checkpoints: list[Path], source: Source, labels, indices, seed: int, size: int = 100
 ) -> Picture:
     """Figure 11: the assignment of up to 100 images by the first and the last checkpoint kept."""
     rng = np.random.default_rng(seed)
@@ -189,8 +196,6 @@ def draw_assignment(
         chosen = chosen[np.argsort(labels[chosen], kind="stable")]
     own = None if labels is None else labels[chosen]
     borders = [] if own is None else [int(row) for row in np.flatnonzero(np.diff(own)) + 1]
-    checkpoints = [path for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
-    checkpoints.sort(key=lambda path: int(path.name))
     matrices, lines = {}, []
     for path in dict.fromkeys((checkpoints[0], checkpoints[-1])):
         matrix = assignment_matrix(path, source, indices[chosen], seed)

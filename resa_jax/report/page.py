@@ -3,20 +3,14 @@
 from html import escape
 from statistics import median
 
-from resa_jax.config import flatten
+from resa_jax.config import fields
 from resa_jax.report.figures import bars_figure, curves_figure
 from resa_jax.report.gallery import Picture
-from resa_jax.report.run_record import COMPONENTS, RunRecord
+from resa_jax.report.run_record import LAYERS, RunRecord
 from resa_jax.report.tables import flatten_scores, format_score
 
 
-COLORS = dict(
-    zip(
-        (title for _, title in COMPONENTS.values()),
-        ("#1f4e9c", "#d1793b", "#5d9c59", "#9c3c6e"),
-        strict=True,
-    )
-)
+COLORS = dict(zip(LAYERS.values(), ("#1f4e9c", "#d1793b", "#5d9c59", "#9c3c6e"), strict=True))
 SCORES = {
     "silhouette_mean": "Silhouette, mean",
     "silhouette_std": "Silhouette, standard deviation",
@@ -69,7 +63,7 @@ def render_page(record: RunRecord, gallery: list[Picture]) -> str:
         _time(record),
         _recipe(record),
     )
-    title = escape(f"ReSA run {record.workdir.resolve().name}")
+    title = escape(f"{record.workdir.resolve().name} ({record.config.method.name})")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -95,11 +89,12 @@ def _header(record):
         for name, (value, style) in tiles.items()
         if value is not None
     )
-    encoder = config["encoder"]
+    encoder = config.encoder
     return (
         f"<h1>{escape(record.workdir.resolve().name)}</h1>"
-        f'<p class="quiet">{escape(encoder["name"])} at {encoder["image_size"]} px on '
-        f"{escape(config['data']['source'])}; batch {config['batch_size']}, seed {config['seed']}; "
+        f'<p class="quiet">{escape(config.method.name)}: {escape(encoder.name)} at '
+        f"{encoder.image_size} px on {escape(config.data.source)}; batch {config.batch_size}, "
+        f"seed {config.seed}; "
         f"step {last['step']}, epoch {last['epoch']:.1f}.</p>"
         f'<div class="tiles">{shown}</div>'
     )
@@ -125,7 +120,7 @@ def _scores_over_training(record):
     if accuracies:
         figures.append(curves_figure("Accuracy of H, %", accuracies, x_label="epoch"))
     for score, title in SCORES.items():
-        curves = record.component_curves(score)
+        curves = record.layer_curves(score)
         if curves:
             figures.append(curves_figure(title, curves, x_label="epoch", colors=COLORS))
     if not figures:
@@ -134,18 +129,18 @@ def _scores_over_training(record):
             "<p>The images have no labels to compare with, or nothing was evaluated yet.</p>",
         )
     text = (
-        "<p>The paper's claim is that encodings H cluster better than the projector's hidden "
-        "layers P0 and P1 and the embedding Z; these are the scores of this run, on "
+        "<p>The claim of ReSA's paper is that encodings H cluster better than the projector's "
+        "hidden layers P0 and P1 and the embedding Z; these are the scores of this run, on "
         f"L2-normalised features. {_verdict(record)}</p>"
     )
     return _section("Accuracy and clustering over training", text + _grid(figures))
 
 
 def _verdict(record):
-    """Which component leads at the last epoch that has them all."""
+    """Which layer leads at the last epoch that has them all."""
     said = []
     for score, name in (("silhouette_mean", "silhouette"), ("ari", "ARI")):
-        curves = record.component_curves(score)
+        curves = record.layer_curves(score)
         if len(curves) < 2:
             continue
         epochs = set.intersection(*(set(curve[0]) for curve in curves.values()))
@@ -241,7 +236,7 @@ def _time(record):
 
 def _recipe(record):
     groups = {}
-    for field, value in flatten(record.config).items():
+    for field, value in fields(record.config):
         group = field.rpartition(".")[0] or "top level"
         groups.setdefault(group, []).append((field.rpartition(".")[2], value))
     tables = "".join(

@@ -4,16 +4,21 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from resa_jax.config import from_json
 from resa_jax.errors import UserError
+from resa_jax.workdir import checkpoint_paths
 
 
-# The components of a network, as records and protocols name them, in the order of the data flow.
-COMPONENTS = {
-    "h": ("encoding", "H (encoding)"),
-    "p0": ("p0", "P0 (hidden layer)"),
-    "p1": ("p1", "P1 (hidden layer)"),
-    "z": ("embedding", "Z (embedding)"),
+# The layers of a network in the order of the data flow, as records and protocols name them.
+LAYERS = {
+    "encoding": "H (encoding)",
+    "p0": "P0 (hidden layer)",
+    "p1": "P1 (hidden layer)",
+    "embedding": "Z (embedding)",
 }
+_OLD_LAYERS = {"h": "encoding", "z": "embedding"}  # in results of versions before 0.2
 
 Curve = tuple[list[float], list[float]]
 
@@ -24,14 +29,14 @@ class RunRecord:
 
     Attributes:
       workdir: the folder.
-      config: the resolved recipe.
+      config: the resolved recipe, of older versions too.
       records: the lines of metrics.jsonl.
       evaluations: the results of the protocols, by file name without its ending.
       has_checkpoint: whether there is a network to draw pictures of.
     """
 
     workdir: Path
-    config: dict
+    config: ConfigDict
     records: list[dict]
     evaluations: dict[str, dict]
     has_checkpoint: bool
@@ -54,16 +59,16 @@ class RunRecord:
                 return parts
         return {}
 
-    def component_curves(self, score: str) -> dict[str, Curve]:
-        """A clustering score of each component over the epochs.
+    def layer_curves(self, score: str) -> dict[str, Curve]:
+        """A clustering score of each layer over the epochs, by the layers' titles.
 
         Points come from the evaluations during training and from `clustering` results of single
         checkpoints; of both at one epoch the former count.
         """
         curves = {}
-        for layer, (name, title) in COMPONENTS.items():
+        for layer, title in LAYERS.items():
             points = dict(self._checkpoint_points(layer, score))
-            points |= dict(zip(*self.curve(f"eval/{name}_{score}"), strict=True))
+            points |= dict(zip(*self.curve(f"eval/{layer}_{score}"), strict=True))
             if points:
                 curves[title] = sorted(points), [points[epoch] for epoch in sorted(points)]
         return curves
@@ -72,7 +77,7 @@ class RunRecord:
         epochs = {record["step"]: record["epoch"] for record in self.records}
         for result in self.evaluations.values():
             scores = result.get("results", {}).get(layer, {})
-            own_source = result.get("source") == self.config["data"]["source"]
+            own_source = result.get("source") == self.config.data.source
             is_clustering = result.get("protocol") == "clustering" and own_source
             if is_clustering and score in scores and result["step"] in epochs:
                 yield epochs[result["step"]], scores[score]
@@ -96,13 +101,20 @@ def read_run(workdir: Path) -> RunRecord:
     if not records:
         raise UserError(f"{workdir / 'metrics.jsonl'} is still empty; report the run later.")
     evaluations = {
-        path.stem: json.loads(path.read_text())
-        for path in sorted((workdir / "evaluation").glob("*.json"))
+        path.stem: _read_result(path) for path in sorted((workdir / "evaluation").glob("*.json"))
     }
     return RunRecord(
         workdir=workdir,
-        config=json.loads((workdir / "config.json").read_text()),
+        config=from_json((workdir / "config.json").read_text()),
         records=records,
         evaluations=evaluations,
-        has_checkpoint=any(p.name.isdigit() for p in workdir.glob("checkpoints/*")),
+        has_checkpoint=bool(checkpoint_paths(workdir)),
     )
+
+
+def _read_result(path):
+    result = json.loads(path.read_text())
+    if result.get("protocol") == "clustering":
+        rows = result["results"].items()
+        result["results"] = {_OLD_LAYERS.get(name, name): scores for name, scores in rows}
+    return result

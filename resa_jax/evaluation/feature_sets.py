@@ -1,4 +1,4 @@
-"""The protocols that read features alone, applied to a labelled training and test set."""
+"""Labelled features: where they come from, and test labels numbered as the training ones."""
 
 import hashlib
 import zipfile
@@ -9,11 +9,7 @@ import numpy as np
 from jaxtyping import Int, Num
 
 from resa_jax.errors import UserError
-from resa_jax.evaluation.clustering import clustering, fixed_split
-from resa_jax.evaluation.knn import knn_cifar, knn_weighted
-from resa_jax.evaluation.linear import linear_cifar
-from resa_jax.evaluation.protocols import Clustering, Coarse, KnnCifar, KnnWeighted, LinearCifar
-from resa_jax.evaluation.superclasses import coarse_labels
+from resa_jax.evaluation.clustering import fixed_split
 
 
 @dataclass(frozen=True)
@@ -21,7 +17,7 @@ class FeatureSet:
     """Labelled features of one source.
 
     Attributes:
-      layers: name -> [n, d]; "h" is the encoding.
+      layers: name -> [n, d], with "encoding" among the names.
       labels: [n], from 0.
       class_names: by label.
     """
@@ -30,6 +26,16 @@ class FeatureSet:
     labels: Int[np.ndarray, " n"]
     class_names: tuple[str, ...]
 
+    @property
+    def labelled_encodings(self) -> tuple[Num[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
+        """The encodings and the labels."""
+        return self.layers["encoding"], self.labels
+
+    def only(self, names: tuple[str, ...]) -> "FeatureSet":
+        """Only some layers."""
+        layers = {name: self.layers[name] for name in names}
+        return FeatureSet(layers, self.labels, self.class_names)
+
     def rows(self, chosen: Int[np.ndarray, " m"]) -> "FeatureSet":
         """Only some rows."""
         layers = {name: values[chosen] for name, values in self.layers.items()}
@@ -37,7 +43,7 @@ class FeatureSet:
 
     def fingerprint(self) -> str:
         """A hash of the encodings and labels."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.layers["h"]).tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(self.layers["encoding"]).tobytes())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         return digest.hexdigest()[:16]
 
@@ -81,7 +87,7 @@ def read_features(path: Path) -> FeatureSet:
         raise UserError(f"{path}: some encodings are not finite.")
     labels = labels.astype(np.int64)
     names = names or tuple(str(label) for label in range(labels.max() + 1))
-    return FeatureSet({"h": encodings}, labels, names)
+    return FeatureSet({"encoding": encodings}, labels, names)
 
 
 def split_features(features: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
@@ -115,42 +121,22 @@ def align_labels(
     return numbers[labels]
 
 
-def score(protocol, train: FeatureSet, test: FeatureSet | None, seed: int) -> dict:
-    """The protocol's results: accuracies in percent, other scores as fractions.
+def train_and_test(train: FeatureSet, test: FeatureSet | None) -> tuple[FeatureSet, FeatureSet]:
+    """A training and a test set, the test labels numbered as the training ones.
 
     Args:
-      test: None for clustering, which looks at one set.
+      test: None holds out one sample in five, by `fixed_split`.
+
+    Raises:
+      UserError: sets of different encoders, or of different classes.
     """
-    if isinstance(protocol, Clustering):
-        return {
-            name: clustering(values, train.labels, seed=seed, num_init=protocol.num_init)
-            for name, values in train.layers.items()
-        }
-    sets = train.layers["h"], train.labels, test.layers["h"], test.labels
-    if isinstance(protocol, KnnWeighted):
-        scores = knn_weighted(*sets, ks=protocol.ks, temperature=protocol.temperature)
-        return {f"k{k}": accuracies for k, accuracies in scores.items()}
-    if isinstance(protocol, KnnCifar):
-        return {f"k{protocol.k}": knn_cifar(*sets, k=protocol.k)}
-    if isinstance(protocol, LinearCifar):
-        return {"linear": _linear(protocol, sets, seed)}
-    if isinstance(protocol, Coarse):
-        labels = [coarse_labels(part.labels, part.class_names) for part in (train, test)]
-        sets = train.layers["h"], labels[0], test.layers["h"], labels[1]
-        return {
-            f"k{protocol.k}": knn_cifar(*sets, k=protocol.k),
-            "linear": _linear(protocol, sets, seed),
-        }
-    raise TypeError(f"{protocol} reads more than features.")
-
-
-def _linear(protocol: LinearCifar | Coarse, sets, seed: int) -> dict[str, float]:
-    return linear_cifar(
-        *sets,
-        seed=seed,
-        epochs=protocol.epochs,
-        batch_size=protocol.batch_size,
-        first_rate=protocol.first_rate,
-        last_rate=protocol.last_rate,
-        weight_decay=protocol.weight_decay,
-    )
+    if test is None:
+        return split_features(train)
+    dimensions = train.layers["encoding"].shape[1], test.layers["encoding"].shape[1]
+    if dimensions[0] != dimensions[1]:
+        raise UserError(
+            f"The training features have {dimensions[0]} numbers each and the test features "
+            f"{dimensions[1]}; both must come from one encoder."
+        )
+    labels = align_labels(test.labels, test.class_names, train.labels, train.class_names)
+    return train, FeatureSet(test.layers, labels, train.class_names)
