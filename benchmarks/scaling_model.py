@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from resa_jax.config import load_config
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.training.flops import forward_flops
-from resa_jax.training.networks import create_method, init_networks
+from resa_jax.training.programs import create_step
 
 
 BATCHES = (1024, 4096, 16384, 32768)
@@ -68,11 +68,12 @@ class Shapes:
 
 def network_shapes(config: ConfigDict) -> Shapes:
     """Without making any array."""
-    params, batch_stats = jax.eval_shape(lambda key: init_networks(config, key), jax.random.key(0))
-    _, mask = create_method(config)
-    frozen = {path for path, kept in _by_path(mask).items() if kept}
+    networks, init, _ = create_step(config, 1, 1)
+    state = jax.eval_shape(init)
+    frozen = {path for path, kept in _by_path(networks.frozen).items() if kept}
     shapes = (
-        {path: leaf.shape for path, leaf in _by_path(t).items()} for t in (params, batch_stats)
+        {path: leaf.shape for path, leaf in _by_path(t).items()}
+        for t in (state.params, state.batch_stats)
     )
     return Shapes(*shapes, frozen)
 
@@ -88,7 +89,7 @@ def collectives(config: ConfigDict, shapes: Shapes) -> dict[str, Counter]:
     Neither their number nor their sizes depend on the number of devices. XLA may put several arrays
     into one collective.
     """
-    m, d = config.batch_size, config.projector.output_size
+    m, d = config.batch_size, config.method.output_size
     gathered = Counter({m * shapes.features: 1})  # encodings, for the assignment
     gathered[m * d] += VIEWS  # embeddings, for the loss
     reduced = Counter(
@@ -138,7 +139,7 @@ class Step:
 
 def step_of(config: ConfigDict, shapes: Shapes, flops: float, devices: int) -> Step:
     """The step of a recipe on so many devices; `flops` are one image's in the encoder."""
-    m, d = config.batch_size, config.projector.output_size
+    m, d = config.batch_size, config.method.output_size
     moved = {
         kind: 4 * sum(n * c for n, c in sizes.items())
         for kind, sizes in collectives(config, shapes).items()

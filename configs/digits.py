@@ -5,6 +5,8 @@ ends with a table: how well pixels, the untrained encoder and the trained one cl
 
     python -m resa_jax.main --config=configs/digits.py --workdir=runs/digits
 
+`digits.py:simclr` trains SimCLR on the same views.
+
 Not in the paper: the encoder is a narrow ResNet-18, the optimiser AdamW, and the views neither flip
 nor recolour, since that would turn one digit into another.
 """
@@ -15,9 +17,9 @@ from resa_jax.recipes import apply_smoke, default_config, parse_variant, weak_vi
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """`smoke` is the only variant."""
-    options = parse_variant(variant, smoke=False)
-    config = default_config()
+    """Variants: `simclr`, `smoke`."""
+    options = parse_variant(variant, smoke=False, simclr=False)
+    config = default_config("simclr" if options.simclr else "resa")
     config.epochs = 110
     config.batch_size = 256
     config.optimizer.name = "adamw"

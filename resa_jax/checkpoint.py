@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,6 +11,10 @@ from orbax.checkpoint import v1 as ocp
 import resa_jax
 from resa_jax.errors import UserError
 
+
+# Raised when what a checkpoint holds changes. 1 (before version 0.2) had no `buffers`, and the
+# fields of ReSA lay at the config's top level; it is read (`config.from_json` moves the fields).
+FORMAT = 2
 
 # A train state: any dataclass of trees. This module knows none of the rooms that use it.
 State = TypeVar("State")
@@ -33,12 +37,14 @@ class Checkpoints:
         libraries = ("jax", "flax", "optax", "orbax-checkpoint")
         versions = {name: importlib.metadata.version(name) for name in libraries}
         self._metadata = {
+            "format": FORMAT,
             "config": config,
             "versions": versions | {"resa_jax": resa_jax.__version__},
             "processes": jax.process_count(),
         }
+        self._directory = Path(directory).absolute()
         self._checkpointer = ocp.training.Checkpointer(
-            Path(directory).absolute(),
+            self._directory,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
@@ -67,8 +73,13 @@ class Checkpoints:
 
         The number of devices and processes may differ from that of the run that saved it.
         """
-        loaded = self._checkpointer.load_checkpointables(step, {"state": vars(abstract)})
-        return type(abstract)(**loaded["state"])
+        path = self._directory / str(step)
+        added: dict[str, dict] = (
+            {} if _read_metadata(path).get("format", 1) == FORMAT else {"buffers": {}}
+        )
+        wanted = {name: tree for name, tree in vars(abstract).items() if name not in added}
+        loaded = self._checkpointer.load_checkpointables(step, {"state": wanted})
+        return type(abstract)(**loaded["state"], **added)
 
 
 def read_subtree(path: Path, *names: str) -> dict:
@@ -86,7 +97,8 @@ def read_subtree(path: Path, *names: str) -> dict:
     saved = ocp.checkpointables_metadata(path).metadata.get("state")
     if saved is None:
         raise UserError(f"{path} is no checkpoint of a train state.")
-    wanted, found = {}, {}
+    wanted: dict[str, Any] = {}
+    found = {}
     for name in names:
         keys = name.split("/")
         node = saved
@@ -110,7 +122,18 @@ def read_subtree(path: Path, *names: str) -> dict:
 
 def read_config(path: Path) -> str:
     """The configuration, as JSON, of the run that saved the checkpoint in the folder `path`."""
-    return ocp.checkpointables_metadata(Path(path).absolute()).custom_metadata["config"]
+    return _read_metadata(path)["config"]
+
+
+def _read_metadata(path: Path) -> dict:
+    metadata = ocp.checkpointables_metadata(Path(path).absolute()).custom_metadata
+    if metadata.get("format", 1) > FORMAT:
+        version = metadata["versions"]["resa_jax"]
+        raise UserError(
+            f"{path} was saved by resa_jax {version}, in format {metadata['format']}; this version "
+            f"({resa_jax.__version__}) reads up to format {FORMAT}. Use that version."
+        )
+    return metadata
 
 
 def _lookup(tree, keys):

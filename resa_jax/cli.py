@@ -7,6 +7,7 @@ from collections.abc import Callable
 from absl import app, flags, logging as absl_logging
 
 from resa_jax.errors import UserError
+from resa_jax.schema import describe_fields
 
 
 def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
@@ -26,6 +27,9 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
             sys.exit(_fail(error))
 
     def parse(arguments):
+        if {"--help", "-help", "-h"} & set(arguments[1:]):
+            print(_help(overrides))
+            sys.exit(0)
         passed = [a for a in arguments if overrides and a.startswith("--config.")]
         try:
             rest = flags.FLAGS([a for a in arguments if a not in passed])
@@ -41,6 +45,21 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
 def _fail(message) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _help(overrides):
+    command = sys.modules["__main__"]
+    parts = [command.__doc__ or "", *_flag_lines(command)]
+    if overrides:
+        parts += ["\n--config.FIELD=VALUE sets a field; (*): also when a run is resumed.\n"]
+        parts += [describe_fields()]
+    return "\n".join(parts)
+
+
+def _flag_lines(command):
+    for flag in flags.FLAGS.get_key_flags_for_module(command):
+        default = "" if flag.default is None else f" (default {flag.default})"
+        yield f"  --{flag.name}  {flag.help}{default}"
 
 
 def log_to_terminal() -> None:

@@ -4,8 +4,8 @@ Nothing heavy is imported here, so that a mistake is answered before JAX starts.
 """
 
 import difflib
-import importlib.util
 import json
+import runpy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,12 +31,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not Path(file).is_file():
         nearby = [str(p) for p in Path("configs").glob("*.py")]
         raise UserError(f"--config={file}: there is no such file.{_nearest(file, nearby)}")
-    spec = importlib.util.spec_from_file_location("recipe", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    module = runpy.run_path(file)
+    if "get_config" not in module:
         raise UserError(f"--config={file}: the file does not define get_config(variant).")
-    config = module.get_config(variant or None)
+    config = module["get_config"](variant or None)
     overridden = set()
     # A method's name first, since the other fields of its group follow from it.
     for override in sorted(overrides, key=lambda text: not text.startswith("method.name=")):

@@ -20,22 +20,22 @@ class Rule(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-def positive(most: float = 1e9) -> Rule:
+def positive(most: int | float = 1e9) -> Rule:
     """Above 0."""
     return Rule(f"a positive number, at most {most:g}", lambda x: 0 < x <= most)
 
 
-def not_negative(most: float = 1e9) -> Rule:
+def not_negative(most: int | float = 1e9) -> Rule:
     """0 or above."""
     return Rule(f"0 or more, at most {most:g}", lambda x: 0 <= x <= most)
 
 
-def between(low: float, high: float) -> Rule:
+def between(low: int | float, high: int | float) -> Rule:
     """Both ends included."""
     return Rule(f"a number between {low:g} and {high:g}", lambda x: low <= x <= high)
 
 
-def increasing(most: float, of: str = "positive numbers") -> Rule:
+def increasing(most: int | float, of: str = "positive numbers") -> Rule:
     """Two positive numbers in order."""
     return Rule(
         f"two {of}, the smaller first, at most {most:g}",

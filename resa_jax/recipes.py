@@ -41,9 +41,9 @@ def standard_view(**changes) -> ConfigDict:
     return weak_view(**(strong | changes))
 
 
-def cifar_config() -> ConfigDict:
+def cifar_config(method: str = "resa") -> ConfigDict:
     """What the CIFAR recipes share (Table 8): ResNet-18, 1,000 epochs, no blur, no predictor."""
-    config = default_config()
+    config = default_config(method)
     config.epochs = 1000
     config.base_lr = 0.3
     config.weight_decay = 1e-4

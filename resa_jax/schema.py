@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,7 +52,9 @@ class Top:
 class Optimizer:
     """The optimiser."""
 
-    name: Literal["sgd", "adamw"] = field("sgd", "SGD with momentum 0.9, or AdamW")
+    name: Literal["sgd", "adamw", "lars"] = field(
+        "sgd", "SGD with momentum 0.9, AdamW, or solo-learn's LARS"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class Data:
     )
     std: Numbers | Literal["auto"] = field(
         (0.229, 0.224, 0.225),
-        Rule("three numbers above 0, at most 1, or auto", lambda x: all(0 < n <= 1 for n in x)),
+        Rule(
+            "three numbers above 0, at most 1000, or auto", lambda x: all(0 < n <= 1000 for n in x)
+        ),
         "of the channels; auto: measured on the source",
     )
     canvas: int = field(512, positive(8192), "long side to which large images are reduced, pixels")
@@ -135,7 +138,7 @@ GROUPS = {
 
 def known_fields(method: str, num_views: int) -> dict[str, Field]:
     """All fields of a recipe by name, as in `views[0].crop_scale`."""
-    found = {}
+    found: dict[str, Field] = {}
     for group, declared in (GROUPS | {"method": method_group(method)}).items():
         places = [f"{group}[{n}]" for n in range(num_views)] if group == "views" else [group]
         for place in places:
@@ -164,24 +167,35 @@ def method_group(name: str) -> type:
         )
     known = vars(fields) | {"Literal": Literal}
     named: list[tuple] = [("name", str, field(name, NOT_EMPTY, "the file in methods/"))]
-    for node in _declared(declaration):
-        kind = eval(compile(ast.Expression(node.annotation), str(path), "eval"), dict(known))
-        default = eval(compile(ast.Expression(node.value), str(path), "eval"), dict(known))
-        named.append((node.target.id, kind, default))
+    for line in declaration.body:
+        source = ast.unparse(line)
+        if isinstance(line, ast.AnnAssign) and " = field(" in source:
+            kind, default = ast.unparse(line.annotation), source.partition(" = ")[2]
+            named.append((ast.unparse(line.target), eval(kind, known), eval(default, known)))
     return make_dataclass(declaration.name, named, frozen=True)
 
 
 def _find_class(path: Path) -> ast.ClassDef | None:
-    """The class of a method's file: the dataclass that can be called."""
+    """The class of a method's file: its one frozen dataclass."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        methods = isinstance(node, ast.ClassDef) and {getattr(n, "name", "") for n in node.body}
-        if methods and node.decorator_list and "__call__" in methods:
+        decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
+        if isinstance(node, ast.ClassDef) and "dataclass(frozen=True)" in decorators:
             return node
     return None
 
 
-def _declared(node: ast.ClassDef) -> Iterator[ast.AnnAssign]:
-    for line in node.body:
-        called = getattr(getattr(getattr(line, "value", None), "func", None), "id", None)
-        if isinstance(line, ast.AnnAssign) and called == "field":
-            yield line
+def describe_fields() -> str:
+    """All fields with default, kind and meaning, as Markdown: `--help` and docs/config.md."""
+    groups = [(f"`config.{name}.`" if name else "Top level", g) for name, g in GROUPS.items()]
+    groups[3] = ("`config.views[N].`, for each view", View)
+    groups += [(f"`config.method.` of {name}", method_group(name)) for name in method_names()]
+    lines = []
+    for title, group in groups:
+        lines += ["", f"## {title}", "", "| field | default | kind | |", "|---|---|---|---|"]
+        for declared in fields_of(group):
+            rule = "" if declared.rule is None else f"; {declared.rule.says}"
+            kind = f"{declared.kind_in_words}{rule}".replace("|", "\\|")
+            again = " (*)" if declared.resumable else ""
+            default = "none" if declared.default is None else declared.default
+            lines.append(f"| `{declared.name}`{again} | `{default}` | {kind} | {declared.says} |")
+    return "\n".join(lines[1:]) + "\n"

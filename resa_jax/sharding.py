@@ -1,10 +1,11 @@
-"""One mesh axis, `data`: the batch is split over it, and parameters too under "fsdp"."""
+"""Where arrays lie: the batch is split over the mesh, and parameters too under "fsdp"."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from resa_jax.errors import UserError
@@ -14,19 +15,32 @@ from resa_jax.errors import UserError
 _FSDP_MIN_BYTES = 4 * 2**20
 
 
-def create_mesh(devices=None) -> Mesh:
-    """A one-axis mesh over all devices of all processes.
+def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices of all processes, in the order of slices, processes and ids.
 
-    The axis is automatic: XLA's partitioner places everything that is not constrained, so a program
-    means the same on 1 and on 256 devices (BatchNorm's means are those of the global batch).
+    Row i of a global batch lies where the order of the processes says, whatever the topology: the
+    orders that suit an interconnect (`jax.make_mesh`) give a process's rows to devices of others.
+    On several TPU slices a first axis, `slice`, counts them.
+
+    The axes are automatic: XLA's partitioner places everything that is not constrained, so a
+    program means the same on 1 and on 256 devices (BatchNorm's means are those of the global
+    batch).
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    ordered = sorted(devices, key=lambda d: (_slice(d), d.process_index, d.id))
+    num_slices = len({_slice(device) for device in ordered})
+    shape = (len(ordered),) if num_slices == 1 else (num_slices, len(ordered) // num_slices)
+    names = ("slice", "data")[-len(shape) :]
+    return Mesh(np.array(ordered).reshape(shape), names, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _slice(device):
+    return getattr(device, "slice_index", 0)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over the devices."""
-    return NamedSharding(mesh, P("data"))
+    """Leading axis split over all devices."""
+    return NamedSharding(mesh, P(mesh.axis_names))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -59,12 +73,13 @@ def state_sharding(mesh: Mesh, shapes, mode: str):
     Args:
       shapes: a pytree with `shape` and `dtype`, as from `jax.eval_shape`.
       mode: "dp" replicates everything; "fsdp" splits each large tensor along its largest axis that
-        the number of devices divides, and replicates the others.
+        the number of a slice's devices divides, and replicates the others.
     """
+    parts = mesh.shape["data"]
 
     def spec(leaf):
         size = math.prod(leaf.shape) * leaf.dtype.itemsize
-        divisible = [a for a, n in enumerate(leaf.shape) if n % mesh.size == 0]
+        divisible = [a for a, n in enumerate(leaf.shape) if n % parts == 0]
         if mode == "dp" or size < _FSDP_MIN_BYTES or not divisible:
             return replicated(mesh)
         axis = max(divisible, key=lambda a: leaf.shape[a])
@@ -75,15 +90,14 @@ def state_sharding(mesh: Mesh, shapes, mode: str):
 
 def shard_rows(x: jax.Array) -> jax.Array:
     """Keeps the rows of `x` split over the mesh in use; without a mesh, `x` itself."""
-    return _constrain(x, P("data"))
+    return _constrain(x, lambda names: P(names))
 
 
 def gather_rows(x: jax.Array) -> jax.Array:
     """All rows of `x` on every device of the mesh in use; without a mesh, `x` itself."""
-    return _constrain(x, P())
+    return _constrain(x, lambda names: P())
 
 
 def _constrain(x, spec):
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec)
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec(mesh.axis_names))

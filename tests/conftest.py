@@ -1,7 +1,6 @@
 """What all tests share: eight CPU devices, and quick compilation."""
 
 import os
-import tempfile
 
 
 # Before JAX starts: sharding needs devices, and the tests compile more than they compute.
@@ -14,10 +13,25 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-# One compilation of each program for all tests and the processes that they start.
-_cache = tempfile.TemporaryDirectory(prefix="resa_jax_compile_cache_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+_CACHE_BYTES = 2**30
+
+
+def pytest_configure(config):
+    """One compilation of each program for all tests, the processes that they start, and later runs.
+
+    Processes write at once; who meets half an entry warns, which pyproject.toml ignores, and
+    compiles.
+    """
+    if not hasattr(config, "cache"):  # -p no:cacheprovider
+        return
+    folder = config.cache.mkdir("jax")
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and sum(file.stat().st_size for file in folder.iterdir()) > _CACHE_BYTES:
+        for file in folder.iterdir():
+            file.unlink()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def pytest_collection_modifyitems(items):

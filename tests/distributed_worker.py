@@ -11,8 +11,9 @@ import os
 import jax
 import jax.numpy as jnp
 
-from resa_jax import main, programs, sharding, train_loop
+from resa_jax import main, sharding
 from resa_jax.cli import run
+from resa_jax.training import loop, programs
 from resa_jax.training.networks import init_networks
 
 
@@ -35,15 +36,15 @@ def noting(stream):
     return Stream()
 
 
-def in_float64(config, key):
-    trees = init_networks(config, key)
+def in_float64(*arguments):
+    trees = init_networks(*arguments)
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trees)
 
 
 if __name__ == "__main__":
     if "TEST_INDICES" in os.environ:
-        batches = train_loop.batches
-        train_loop.batches = lambda *args, **options: noting(batches(*args, **options))
+        batches = loop.batches
+        loop.batches = lambda *args, **options: noting(batches(*args, **options))
     if "TEST_FSDP_BYTES" in os.environ:
         sharding._FSDP_MIN_BYTES = int(os.environ["TEST_FSDP_BYTES"])
     if jax.config.jax_enable_x64:

@@ -12,10 +12,7 @@ from benchmarks.scaling_model import collectives, network_shapes
 from resa_jax.config import resolve
 from resa_jax.recipes import default_config
 from resa_jax.sharding import batch_sharding, create_mesh, replicated
-from resa_jax.training.networks import create_method, init_networks
-from resa_jax.training.optimizer import create_optimizer
-from resa_jax.training.schedule import warmup_cosine
-from resa_jax.training.step import create_train_state, make_train_step
+from resa_jax.training.programs import create_step
 
 
 BATCH = 48  # no width of the networks
@@ -24,9 +21,8 @@ BATCH = 48  # no width of the networks
 def recipe(name):
     config = default_config()
     config.batch_size = BATCH
-    config.predictor = True
+    config.method.update({"predictor": True, "hidden_size": 40, "output_size": 20})
     config.encoder.update({"name": name, "image_size": 8})
-    config.projector.update({"hidden_size": 40, "output_size": 20})
     if name.startswith("vit"):
         config.encoder.update({"width": 64, "depth": 1, "patch_size": 4})
     else:
@@ -38,19 +34,13 @@ def recipe(name):
 def compiled_step(config, num_devices):
     """The optimised program of the train step."""
     mesh = create_mesh(jax.devices()[:num_devices])
-    method, frozen = create_method(config)
-    schedule = warmup_cosine(0.1, 0.01, 10)
-    optimizer = create_optimizer("sgd", schedule, 1e-3, frozen)
-    step = make_train_step(method, optimizer, schedule, schedule)
-
-    def init(key):
-        return create_train_state(*init_networks(config, key), optimizer, ema=True)
+    _, init, step = create_step(config, 1, 10)
 
     def struct(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(init, jax.random.key(0))
+        shapes = jax.eval_shape(init)
         state = jax.tree.map(lambda leaf: struct(leaf, replicated(mesh)), shapes)
         view = jax.ShapeDtypeStruct((BATCH, 8, 8, 3), jnp.float32, sharding=batch_sharding(mesh))
         whole = replicated(mesh)

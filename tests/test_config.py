@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from resa_jax.config import RESUMABLE, check_config, fields, load_config, to_json
+from resa_jax.config import check_config, fields, from_json, load_config, to_json
 from resa_jax.errors import UserError
+from resa_jax.fields import fields_of
+from resa_jax.methods.interface import create_method
 from resa_jax.recipes import default_config
+from resa_jax.schema import describe_fields, known_fields, method_group, method_names
 from resa_jax.workdir import claim_workdir
 
 
@@ -43,17 +46,28 @@ def test_recipes_are_the_published_ones(name):
         config.weight_decay,
         config.warmup_epochs,
         pytest.approx(config.final_lr),
-        config.predictor,
+        config.method.predictor,
     )
     assert found == RECIPES[name]
-    assert (config.temperature, config.epsilon, config.ema_momentum) == (0.4, 0.05, 0.996)
+    assert config.ema_momentum == 0.996
+    method = config.method.to_dict()
+    del method["predictor"]
+    assert method == {
+        "name": "resa",
+        "temperature": 0.4,
+        "epsilon": 0.05,
+        "symmetric": False,
+        "assignment": "encoding",
+        "momentum_network": True,
+        "hidden_size": 2048,
+        "output_size": 512,
+    }
     weak, standard = config.views
     assert (weak.interpolation, standard.interpolation) == ("bilinear", "bicubic")
     assert weak.crop_scale == standard.crop_scale == (0.2, 1.0)
     assert weak.solarize_probability == weak.jitter_probability == weak.blur_probability == 0
     assert standard.solarize_probability == 0.2
     assert standard.blur_probability == (0.0 if "cifar" in name else 0.5)
-    assert config.projector.to_dict() == {"hidden_size": 2048, "output_size": 512}
 
 
 def test_overrides():
@@ -65,13 +79,13 @@ def test_overrides():
         "data.std=(1,2,3)",
         "steps=5",
         "encoder.width=null",
-        "symmetric=true",
+        "method.symmetric=true",
         "data.test_source=folder:a=b",
     )
     assert config.views[1].crop_scale == (0.5, 1.0)
     assert (config.final_lr, config.steps, config.encoder.width) == (1e-3, 5, None)
     assert (config.data.mean, config.data.std) == ("auto", (1.0, 2.0, 3.0))
-    assert config.symmetric is True
+    assert config.method.symmetric is True
     assert config.data.test_source == "folder:a=b"
 
 
@@ -83,13 +97,24 @@ def test_overrides():
         ("image_size=32", ["image_size", "encoder.image_size"]),
         ("encoder.nam=vit_s16", ["encoder.nam", "encoder.name"]),
         ("views[0].crop_scal=1", ["crop_scal", "views[0].crop_scale"]),
-        ("views[7].size=1", ["views[7].size"]),
+        ("views[7].size=1", ["views[7].size", "views[0].size"]),
         ("encoder=vit_s16", ["config.encoder", "group"]),
         ("batch_size=many", ["batch_size=many", "whole number"]),
         ("batch_size=0.5", ["batch_size=0.5", "whole number"]),
         ("batch_size=-8", ["batch_size", "-8", "positive"]),
         ("base_lr=nan", ["base_lr", "nan", "positive"]),
-        ("symmetric=maybe", ["symmetric", "true or false"]),
+        ("method.symmetric=maybe", ["method.symmetric", "true or false"]),
+        ("temperature=0.2", ["'temperature'", "'method.temperature'"]),
+        ("method.temprature=0.2", ["'method.temprature'", "'method.temperature'"]),
+        ("method.name=resaa", ["'resaa'", "the nearest method is 'resa'"]),
+        ("views[0]=8", ["views[0]", "group"]),
+        ("views[0].hue=0.7", ["hue", "between 0 and 0.5"]),
+        ("base_lr=inf", ["base_lr", "inf", "at most"]),
+        ("batch_size=100000000000000000000000000", ["batch_size", "at most"]),
+        ("data.std=(0,1,1)", ["data.std", "above 0"]),
+        ("profile=(1,2,3)", ["profile", "two numbers"]),
+        ("profile=(0,2)", ["profile", "from 1"]),
+        ("method=simclr", ["config.method", "group"]),
         ("precision=float16", ["precision", "float16", "bfloat16"]),
         ("views[0].crop_scale=(1.0,0.5)", ["crop_scale", "smaller first"]),
         ("views[0].crop_scale=0.5", ["crop_scale", "numbers in parentheses"]),
@@ -126,8 +151,8 @@ def test_typos_in_a_config_file_are_refused():
     with pytest.raises(AttributeError, match="base_lr"):
         default_config().base_lt = 1.0
     config = default_config()
-    config.epsilon = -1.0
-    with pytest.raises(UserError, match=r"config\.epsilon is -1\.0"):
+    config.method.epsilon = -1.0
+    with pytest.raises(UserError, match=r"config\.method\.epsilon is -1\.0"):
         check_config(config)
 
 
@@ -153,9 +178,37 @@ def test_unusable_workdirs(tmp_path):
         claim_workdir(tmp_path, load("digits.py"))
 
 
-def test_resumable_fields_exist():
-    names = [name for name, _ in fields(default_config())]
-    assert all(any(name.startswith(prefix) for name in names) for prefix in RESUMABLE)
+def test_what_may_change_when_a_run_is_resumed():
+    resumable = {name for name, field in known_fields("resa", 1).items() if field.resumable}
+    singles = {"log_every", "profile", "sharding", "encoder.remat", "data.workers"}
+    singles |= {"data.test_source"}
+    groups = tuple(name for name in known_fields("resa", 1) if name.startswith(("eval.", "check")))
+    assert resumable == singles | set(groups)
+
+
+def test_a_method_declares_its_fields_once():
+    """Read from the file without running it, they are those of the class."""
+    for name in method_names():
+        declared = {f.name: f for f in fields_of(method_group(name))}
+        method = create_method(default_config(name).method)
+        own = {f.name: f for f in fields_of(type(method))}
+        assert declared.keys() - {"name"} == own.keys()
+        for field in own.values():
+            assert declared[field.name][1:3] == field[1:3]  # kind and default
+
+
+def test_configs_of_version_0_1_are_read():
+    tree = json.loads(to_json(load("imagenet_vits.py")))
+    method = tree.pop("method")
+    del method["name"]
+    tree["projector"] = {name: method.pop(name) for name in ("hidden_size", "output_size")}
+    old = json.dumps(tree | method)
+    assert dict(fields(from_json(old))) == dict(fields(load("imagenet_vits.py")))
+
+
+def test_the_page_of_all_fields_is_the_one_in_the_docs():
+    page = (CONFIGS.parent / "docs" / "config.md").read_text()
+    assert page.endswith(describe_fields())
 
 
 def test_a_folder_is_taken_as_it_is():

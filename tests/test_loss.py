@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resa_jax import resa_loss, sinkhorn_knopp, warmup_cosine
-from resa_jax.methods.resa import cosine_similarity
+from resa_jax.methods.similarity import cosine_similarity
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -34,7 +34,7 @@ def test_views_and_scalars_in_tensorboard(tmp_path):
     views = ((pixels / 255 - [0.2, 0.3, 0.4]) / [0.5, 0.6, 0.7]).astype(np.float32)
     mesh = create_mesh()
     views = tuple(jax.device_put(view, batch_sharding(mesh)) for view in views)
-    writer = MetricsWriter(tmp_path, config, WallTime(), 0, 10, 5)
+    writer = MetricsWriter(tmp_path, config, WallTime(), 0, 10, 5, flops=1e6)
     with jax.set_mesh(mesh), writer:
         writer.show(1, views)
         writer.write(2, {"eval/knn_top1": 75.0})

@@ -10,13 +10,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from resa_jax.config import resolve
-from resa_jax.methods.resa import cosine_similarity, sinkhorn_knopp
+from resa_jax.methods.resa import sinkhorn_knopp
+from resa_jax.methods.similarity import cosine_similarity
 from resa_jax.recipes import default_config
 from resa_jax.sharding import batch_sharding, create_mesh, state_sharding
-from resa_jax.training.networks import create_method, init_networks
-from resa_jax.training.optimizer import create_optimizer
-from resa_jax.training.schedule import warmup_cosine
-from resa_jax.training.step import create_train_state, make_train_step
+from resa_jax.training.programs import create_step
 
 
 BATCH, SIZE = 40, 8
@@ -25,10 +23,10 @@ BATCH, SIZE = 40, 8
 def recipe(name):
     config = default_config()
     config.batch_size = BATCH
-    config.ema_momentum = 0.9
-    config.predictor = True
+    config.ema_momentum, config.weight_decay = 0.9, 1e-3
+    config.warmup_epochs = 2  # an epoch is a step here
+    config.method.update({"predictor": True, "hidden_size": 64, "output_size": 16})
     config.encoder.update({"name": name, "image_size": SIZE})
-    config.projector.update({"hidden_size": 64, "output_size": 16})
     if name.startswith("vit"):
         config.encoder.update({"width": 64, "depth": 1, "patch_size": 4})
         config.optimizer.name, config.base_lr = "adamw", 1e-2
@@ -41,16 +39,10 @@ def recipe(name):
 
 def programs(config, steps=5):
     """Initial state (whole, on one device) and the pure train step."""
-    method, frozen = create_method(config)
-    learning_rate = warmup_cosine(config.base_lr * BATCH / 256, config.final_lr, steps, 2)
-    ema_rate = warmup_cosine(1 - config.ema_momentum, 0.0, steps)
-    optimizer = create_optimizer(config.optimizer.name, learning_rate, 1e-3, frozen)
-    params, batch_stats = jax.jit(lambda key: init_networks(config, key))(jax.random.key(0))
-    if jax.config.jax_enable_x64:
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
-        batch_stats = jax.tree.map(lambda x: x.astype(jnp.float64), batch_stats)
-    state = create_train_state(params, batch_stats, optimizer, ema=True)
-    return state, make_train_step(method, optimizer, learning_rate, ema_rate)
+    _, init, train_step = create_step(config, 1, steps)
+    wide = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    state = jax.tree.map(lambda x: x.astype(wide) if x.dtype.kind == "f" else x, jax.jit(init)())
+    return state, train_step
 
 
 def batches(steps):
@@ -90,7 +82,7 @@ def test_one_step_on_one_and_eight_devices(name):
     one, one_loss = run(recipe(name), 1, steps=1)
     eight, eight_loss = run(recipe(name), 8, steps=1)
     np.testing.assert_allclose(one_loss, eight_loss, rtol=1e-5)
-    assert_close(one, eight, 1e-5)
+    assert_close(one, eight, 3e-5)
 
 
 def test_five_steps_in_float64():

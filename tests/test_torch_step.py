@@ -5,6 +5,8 @@ unbiased variance of the batch, Flax by the biased one. The project's own BatchN
 (fidelity to the published models), so the buffers are compared without any correction.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +16,7 @@ import torch_layouts
 from resa_jax.config import resolve
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.recipes import default_config
-from resa_jax.training.networks import create_method
-from resa_jax.training.optimizer import create_optimizer
-from resa_jax.training.schedule import warmup_cosine
-from resa_jax.training.step import create_train_state, make_train_step
+from resa_jax.training.programs import create_step
 from resa_jax.weights.names import encoder_slots, predictor_slots, projector_slots
 
 
@@ -36,8 +35,8 @@ def recipe(name):
     else:
         config.encoder.width = 4
         config.base_lr, config.weight_decay = 3.0, 1e-2
-    config.projector.update({"hidden_size": HIDDEN, "output_size": OUTPUT})
-    config.predictor = True
+    config.method.update({"predictor": True, "hidden_size": HIDDEN, "output_size": OUTPUT})
+    config.warmup_epochs = WARMUP  # an epoch is a step here
     config.batch_size = BATCH
     config.ema_momentum = 0.7
     resolve(config)
@@ -81,13 +80,12 @@ def torch_networks(name, seed):
 
 def to_ours(network, config):
     """A PyTorch network's tensors as our `params` and `batch_stats`."""
-    name = config.encoder.name
-    spec = EncoderSpec.from_config(config.to_dict())
+    spec = EncoderSpec.from_config(config)
     features = network.projector[0].in_features
     slots = {
         "encoder": encoder_slots(spec),
-        "projector": projector_slots(name, features, HIDDEN, OUTPUT),
-        "predictor": predictor_slots(name, OUTPUT, HIDDEN),
+        "projector": projector_slots(spec.family, features, HIDDEN, OUTPUT),
+        "predictor": predictor_slots(spec.family, OUTPUT, HIDDEN),
     }
     trees = {"params": {}, "batch_stats": {}}
     for child, module in network.named_children():
@@ -125,22 +123,17 @@ def test_five_steps(name, sizes):
     online, momentum = torch_networks(name, seed=1)
     config = recipe(name)
     with jax.enable_x64(True):
-        method, frozen = create_method(config)
-        lr = config.base_lr * BATCH / 256
-        learning_rate = warmup_cosine(lr, config.final_lr, STEPS, WARMUP)
-        ema_rate = warmup_cosine(1 - config.ema_momentum, 0.0, STEPS)
-        optimizer = create_optimizer(
-            config.optimizer.name, learning_rate, config.weight_decay, frozen
+        networks, init, train_step = create_step(config, 1, STEPS)
+        state = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype.kind == "f" else x, jax.jit(init)()
         )
-        params, batch_stats = to_ours(online, config)
-        ema_params, ema_batch_stats = to_ours(momentum, config)
-        state = create_train_state(params, batch_stats, optimizer, ema=True)
-        assert jax.tree.structure(state.ema_params) == jax.tree.structure(ema_params)
-        state = type(state)(
-            **(vars(state) | {"ema_params": ema_params, "ema_batch_stats": ema_batch_stats})
-        )
+        names = ("params", "batch_stats"), ("ema_params", "ema_batch_stats")
+        for pair, network in zip(names, (online, momentum), strict=True):
+            for name, tree in zip(pair, to_ours(network, config), strict=True):
+                assert jax.tree.structure(getattr(state, name)) == jax.tree.structure(tree)
+                state = dataclasses.replace(state, **{name: tree})
         start = state
-        step = jax.jit(make_train_step(method, optimizer, learning_rate, ema_rate))
+        step = jax.jit(train_step)
         losses = []
         for views in batches:
             state, metrics = step(state, [jnp.asarray(view) for view in views])
@@ -150,7 +143,7 @@ def test_five_steps(name, sizes):
             online,
             momentum,
             [[torch.from_numpy(v.transpose(0, 3, 1, 2).copy()) for v in b] for b in batches],
-            lr=lr,
+            lr=config.base_lr * BATCH / 256,
             warmup=WARMUP,
             weight_decay=config.weight_decay,
             ema=config.ema_momentum,
@@ -166,7 +159,7 @@ def test_five_steps(name, sizes):
 
         # The steps did something, and left alone what is frozen.
         for keep, old, new in zip(
-            jax.tree.leaves(frozen),
+            jax.tree.leaves(networks.frozen),
             jax.tree.leaves(start.params),
             jax.tree.leaves(state.params),
             strict=True,

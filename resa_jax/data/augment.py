@@ -135,6 +135,7 @@ def _crop_and_flip(
         boxes = random_boxes(crop_key, sizes, view.crop_scale, view.crop_ratio)
     else:
         boxes = center_boxes(sizes)
+    assert view.size is not None  # a recipe's views have got it by now
     rows, columns = (
         resampling_matrix(
             boxes[:, axis],

@@ -40,9 +40,10 @@ def check_source(
     """
     kind, place = split_name(name)
     wanted = None if classes is None else read_classes(classes)
-    sizes = None
+    sizes: dict[str, int] | None = None
+    count: int | None
     if kind == "digits":
-        count, sizes = NUM_DIGITS, {str(digit): None for digit in range(10)}
+        count = NUM_DIGITS
     elif kind == "folder":
         folder = list_folder(place)
         count = len(folder.names)

@@ -45,8 +45,8 @@ def decode_image(data: bytes, canvas: int) -> UInt8[np.ndarray, "h w 3"]:
         if image is not None:
             return image
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _decode_with_pillow(image, canvas)
+        with Image.open(io.BytesIO(data)) as picture:
+            return _decode_with_pillow(picture, canvas)
     except (BadImageError, MemoryError):
         raise
     except Exception as error:  # damaged files make Pillow's plugins raise almost anything

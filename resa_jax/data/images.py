@@ -30,6 +30,9 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
         height, width = self.sizes[index]
         label = -1 if self.labels is None else int(self.labels[index])
@@ -183,6 +186,6 @@ def bad_image(name: str, error: BadImageError) -> UserError:
     )
 
 
-def all_bad(images: FolderImages | TfdsImages) -> UserError:
+def all_bad(images: MemoryImages | FolderImages | TfdsImages) -> UserError:
     """What to say when no image can be decoded."""
     return UserError(f"None of the {len(images)} images can be decoded; {images.name(0)} is one.")

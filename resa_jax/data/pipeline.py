@@ -17,6 +17,7 @@ from grain.multiprocessing import SharedMemoryArray
 from jaxtyping import Int
 
 from resa_jax.data.check import check_batch_size
+from resa_jax.data.images import MemoryImages
 from resa_jax.data.sources import Source
 from resa_jax.errors import UserError
 
@@ -172,6 +173,7 @@ class BatchReader:
 
     def _gather(self, indices: np.ndarray) -> Batch:
         memory = self._source.images
+        assert isinstance(memory, MemoryImages)
         there = indices >= 0
         images, sizes = memory.pixels[indices], memory.sizes[indices]
         images[~there], sizes[~there] = 0, self._source.canvas

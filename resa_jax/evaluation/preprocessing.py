@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Array, Float, Int, UInt8
 
 from resa_jax.data.augment import center_crop, normalize
+from resa_jax.data.view import Interpolation
 from resa_jax.models.spec import EncoderSpec, usual_resize
 
 
@@ -21,12 +22,12 @@ class Preprocessing:
 
     size: int
     resize: int
-    interpolation: str
+    interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, spec: EncoderSpec, interpolation: str = "bicubic") -> "Preprocessing":
+    def of(cls, spec: EncoderSpec, interpolation: Interpolation = "bicubic") -> "Preprocessing":
         """The one that an encoder was made for; without a size on record ImageNet's 256 : 224."""
         resize = spec.resize or usual_resize(spec.image_size)
         return cls(spec.image_size, resize, interpolation, tuple(spec.mean), tuple(spec.std))

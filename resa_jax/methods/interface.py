@@ -9,10 +9,17 @@ make a loss. It is one frozen dataclass in a file of its own, `methods/NAME.py`;
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from resa_jax.models.resnet import ResNet
+from resa_jax.models.vit import ViT
+
+
+MOMENTUM_VIEWS = 2  # the EMA network sees the first two views, however many there are
 
 
 class Outputs(NamedTuple):
@@ -59,6 +66,7 @@ class Heads(NamedTuple):
     predictor: nnx.Module | None = None
 
 
+@runtime_checkable
 class Method(Protocol):
     """What the step and the train state ask of a method; none inherits from this."""
 
@@ -66,7 +74,7 @@ class Method(Protocol):
     def momentum_network(self) -> bool:
         """Whether an EMA network, which sees the first two views, gives targets."""
 
-    def heads(self, encoder: nnx.Module, rngs: nnx.Rngs) -> Heads:
+    def heads(self, encoder: ResNet | ViT, rngs: nnx.Rngs) -> Heads:
         """The heads for an encoder of `encoder.num_features`, in `encoder.dtype`."""
 
     def init(self, key: Key[Array, ""], width: int) -> dict[str, Any]:
@@ -84,12 +92,10 @@ class Method(Protocol):
         """
 
 
-def create_method(fields: Mapping[str, Any]) -> Method:
+def create_method(fields: ConfigDict | Mapping[str, Any]) -> Method:
     """The method that `config.method` describes."""
-    module = importlib.import_module(f"resa_jax.methods.{fields['name']}")
-    (kind,) = (
-        item
-        for item in vars(module).values()
-        if dataclasses.is_dataclass(item) and vars(item).get("__module__") == module.__name__
-    )
-    return kind(**{name: value for name, value in fields.items() if name != "name"})
+    path = f"resa_jax.methods.{fields['name']}"
+    module = importlib.import_module(path)
+    own = [item for item in vars(module).values() if getattr(item, "__module__", "") == path]
+    (kind,) = filter(dataclasses.is_dataclass, own)
+    return cast(type, kind)(**{name: value for name, value in fields.items() if name != "name"})

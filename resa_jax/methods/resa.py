@@ -75,7 +75,7 @@ def resa_loss(
         for v, target in enumerate(momentum_embeddings)
         if q != v
     ]
-    return sum(terms) / len(terms)
+    return jnp.asarray(sum(terms)) / len(terms)
 
 
 def assignment_cross_entropy(
@@ -180,4 +180,4 @@ class ReSA:
             assignment_cross_entropy(x, y, assignment, self.temperature, symmetric=True)
             for x, y in itertools.combinations(embeddings, 2)
         ]
-        return sum(terms) / len(terms)
+        return jnp.asarray(sum(terms)) / len(terms)

@@ -25,7 +25,7 @@ def create_encoder(
     dtype=None,
     remat: bool = False,
     rngs: nnx.Rngs,
-) -> nnx.Module:
+) -> ResNet | ViT:
     """An encoder: `encoder(images [n, h, w, 3], train=...)` gives encodings [n,
     encoder.num_features].
 

@@ -1,8 +1,8 @@
-"""The projector and the predictor: with BatchNorm behind ConvNets, without it behind ViTs.
+"""Heads: ReSA's projector and predictor, with BatchNorm behind ConvNets and without behind ViTs.
 
-The authors' settings (winci-ai/resa, src/model.py at commit 6b774ef), which differ from the
-paper's text in a last BatchNorm without affine parameters on the ConvNets' projector and a first
-LayerNorm on the ViTs' predictor.
+ReSA's have its authors' settings (winci-ai/resa, src/model.py at commit 6b774ef), which differ from
+the paper's text in a last BatchNorm without affine parameters on the ConvNets' projector and a
+first LayerNorm on the ViTs' predictor.
 """
 
 import jax
@@ -51,6 +51,35 @@ class ViTProjector(nnx.Module):
         p0 = self.linear1(x)
         p1 = self.linear2(gelu(p0))
         return {"p0": p0, "p1": p1, "embedding": self.linear3(gelu(p1))}
+
+    def __call__(self, x: Float[Array, "n d"], *, train: bool) -> Float[Array, "n e"]:
+        return self.layers(x, train=train)["embedding"]
+
+
+class MLPHead(nnx.Module):
+    """Linear and ReLU, with BatchNorm between where asked for, once; Linear. Of many methods."""
+
+    layer_names = ("p0", "embedding")
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out: int,
+        *,
+        batch_norm: bool,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        self.linear1 = torch_linear(in_features, hidden, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(hidden, dtype=dtype) if batch_norm else None
+        self.linear2 = torch_linear(hidden, out, dtype=dtype, rngs=rngs)
+
+    def layers(self, x: Float[Array, "n d"], *, train: bool) -> dict[str, Float[Array, "n _"]]:
+        """The output of the hidden linear layer, "p0", and the "embedding"."""
+        p0 = self.linear1(x)
+        hidden = p0 if self.bn1 is None else self.bn1(p0, train=train)
+        return {"p0": p0, "embedding": self.linear2(nnx.relu(hidden))}
 
     def __call__(self, x: Float[Array, "n d"], *, train: bool) -> Float[Array, "n e"]:
         return self.layers(x, train=train)["embedding"]

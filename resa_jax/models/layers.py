@@ -82,7 +82,7 @@ class BatchNorm(nnx.Module):
         if train:
             mean, var = self._batch_moments(x)
         inverse = jax.lax.rsqrt(var + self.epsilon)
-        if self.scale is None:
+        if self.scale is None or self.bias is None:
             return ((x - mean) * inverse).astype(out_dtype)
         return ((x - mean) * (inverse * self.scale[...]) + self.bias[...]).astype(out_dtype)
 
@@ -120,7 +120,7 @@ def call_block(block: nnx.Module, x: Array, *, train: bool, remat: bool) -> Arra
     """
     if not remat:
         return block(x, train=train)
-    graphdef, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
+    graphdef, *states = nnx.split(block, nnx.Param, nnx.BatchStat)
 
     @jax.checkpoint
     def pure(params, stats, x):
@@ -128,7 +128,7 @@ def call_block(block: nnx.Module, x: Array, *, train: bool, remat: bool) -> Arra
         y = merged(x, train=train)
         return y, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
 
-    y, stats = pure(nnx.to_pure_dict(params), nnx.to_pure_dict(stats), x)
+    y, stats = pure(*map(nnx.to_pure_dict, states), x)
     if stats:
         nnx.update(block, stats)
     return y

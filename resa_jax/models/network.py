@@ -20,9 +20,9 @@ class Network(nnx.Module):
         projector: nnx.Module | None = None,
         predictor: nnx.Module | None = None,
     ):
-        self.encoder = encoder
-        self.projector = projector
-        self.predictor = predictor
+        self.encoder: Any = encoder
+        self.projector: Any = projector
+        self.predictor: Any = predictor
 
     def __call__(self, images: Float[Array, "n h w 3"], *, train: bool):
         """Images to encodings [n, f], embeddings [n, d] and predictions [n, d].
@@ -59,8 +59,9 @@ class Network(nnx.Module):
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
     """A module as `graphdef, params, batch_stats`, the last two plain nested dicts of arrays."""
-    graphdef, params, batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    graphdef, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
+    params, batch_stats = map(nnx.to_pure_dict, states)
+    return graphdef, params, batch_stats
 
 
 def frozen_mask(module: nnx.Module) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut (ResNet-18 and 34)."""
 
     expansion = 1
+    downsample_conv: nnx.Conv | None
+    downsample_bn: BatchNorm | None
 
     def __init__(self, in_features: int, width: int, stride: int, *, zero_init: bool, dtype, rngs):
         self.conv1 = conv(in_features, width, 3, stride=stride, dtype=dtype, rngs=rngs)
@@ -59,6 +61,8 @@ class Bottleneck(nnx.Module):
     """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (ResNet-50 and 101)."""
 
     expansion = 4
+    downsample_conv: nnx.Conv | None
+    downsample_bn: BatchNorm | None
 
     def __init__(self, in_features: int, width: int, stride: int, *, zero_init: bool, dtype, rngs):
         features = width * self.expansion
@@ -77,7 +81,9 @@ class Bottleneck(nnx.Module):
         return nnx.relu(y + shortcut(self, x, train=train))
 
 
-def add_downsample(block: nnx.Module, in_features: int, features: int, stride: int, *, dtype, rngs):
+def add_downsample(
+    block: "BasicBlock | Bottleneck", in_features: int, features: int, stride: int, *, dtype, rngs
+):
     """Gives the block a projection shortcut where its input and output differ in shape."""
     projects = stride != 1 or in_features != features
     block.downsample_conv = (
@@ -87,16 +93,16 @@ def add_downsample(block: nnx.Module, in_features: int, features: int, stride: i
 
 
 def shortcut(
-    block: nnx.Module, x: Float[Array, "n h w c"], *, train: bool
+    block: "BasicBlock | Bottleneck", x: Float[Array, "n h w c"], *, train: bool
 ) -> Float[Array, "n h2 w2 c2"]:
     """A block's input, projected where its output has another shape."""
-    if block.downsample_conv is None:
+    if block.downsample_conv is None or block.downsample_bn is None:
         return x
     return block.downsample_bn(block.downsample_conv(x), train=train)
 
 
 # name: block, blocks in each stage
-RESNETS = {
+RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),

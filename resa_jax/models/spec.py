@@ -6,7 +6,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from resa_jax.models.encoders import create_encoder
-from resa_jax.models.vit import VITS
+from resa_jax.models.resnet import ResNet
+from resa_jax.models.vit import VITS, ViT
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -54,13 +55,17 @@ class EncoderSpec:
         """The encoder of a resolved recipe."""
         encoder, data = config["encoder"], config["data"]
         return cls(
-            **{name: encoder[name] for name in ("name", "image_size", "patch_size")},
-            **{name: encoder[name] for name in ("width", "depth")},
-            **{name: tuple(data[name]) for name in ("mean", "std")},
+            name=encoder["name"],
+            image_size=encoder["image_size"],
+            patch_size=encoder["patch_size"],
+            width=encoder["width"],
+            depth=encoder["depth"],
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
             resize=data["resize"],
         )
 
-    def create(self) -> nnx.Module:
+    def create(self) -> ResNet | ViT:
         """The network with the shapes of its arrays in their place."""
         return nnx.eval_shape(
             lambda: create_encoder(

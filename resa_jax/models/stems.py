@@ -23,8 +23,8 @@ class PatchEmbed(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.proj.kernel = Frozen(self.proj.kernel[...])
-        self.proj.bias = Frozen(self.proj.bias[...])
+        for name in ("kernel", "bias"):
+            setattr(self.proj, name, Frozen(getattr(self.proj, name)[...]))
 
     def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n gh gw d"]:
         return self.proj(x)

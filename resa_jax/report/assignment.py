@@ -34,7 +34,7 @@ def assignment_matrix(
     """
     config = from_json(read_config(checkpoint))
     method = create_method(config.method)
-    networks, _ = create_networks(config, method)
+    networks = create_networks(config, method)
     names = ("params", "batch_stats", "ema_params", "ema_batch_stats")
     state = {name: {} for name in names} | read_subtree(checkpoint, *names)
     with evaluation_batches(source, rows=rows, batch_size=len(rows)) as stream:

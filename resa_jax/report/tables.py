@@ -26,7 +26,7 @@ def format_result(result: dict) -> str:
 
 def flatten_scores(scores: dict, prefix: str = "") -> dict[str, float]:
     """Nested scores side by side, named as in "last top1"."""
-    flat = {}
+    flat: dict[str, float] = {}
     for name, value in scores.items():
         if isinstance(value, dict):
             flat |= flatten_scores(value, f"{prefix}{name} ")

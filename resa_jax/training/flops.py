@@ -1,12 +1,14 @@
 """What a train step computes, and what devices could: FLOP/s and MFU."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from resa_jax.methods.interface import MOMENTUM_VIEWS
 from resa_jax.models.spec import EncoderSpec
 
 
@@ -36,9 +38,9 @@ def train_flops(config: ConfigDict, momentum_network: bool) -> float:
     more in the EMA network. Heads and the loss (under 1 %) and rematerialisation do not count.
     """
     spec = EncoderSpec.from_config(config)
-    passes = {}
+    passes: dict[int, int] = {}
     for number, view in enumerate(config.views):
-        ema = momentum_network and number < 2
+        ema = momentum_network and number < MOMENTUM_VIEWS
         passes[view.size] = passes.get(view.size, 0) + (4 if ema else 3)
     return sum(
         count * forward_flops(dataclasses.replace(spec, image_size=size))
@@ -55,4 +57,5 @@ def forward_flops(spec: EncoderSpec) -> float:
     graphdef, state = nnx.split(spec.create())
     image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
     forward = jax.jit(lambda state, image: nnx.merge(graphdef, state)(image, train=False))
-    return forward.lower(state, image).cost_analysis()["flops"]
+    costs: Any = forward.lower(state, image).cost_analysis()
+    return costs["flops"]

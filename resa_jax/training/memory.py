@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -16,7 +17,7 @@ def required_bytes(compiled: jax.stages.Compiled) -> int:
 
     XLA's own estimate; an argument that is donated counts once.
     """
-    usage = compiled.memory_analysis()
+    usage: Any = compiled.memory_analysis()
     return (
         usage.argument_size_in_bytes
         + usage.output_size_in_bytes

@@ -84,7 +84,7 @@ class MetricsWriter:
         self._total_steps = total_steps
         self._steps_per_epoch, self._config = steps_per_epoch, config
         self._bad_images = 0
-        self._held = None
+        self._held: tuple[int, Mapping[str, jax.Array]] | None = None
         self._last = first_step, clock.split()
         self._flops = flops
         # The peaks are bfloat16's, which float32 has nothing to do with.
@@ -228,7 +228,7 @@ def _last_checkpoint(workdir):
 def last_metrics(workdir: Path) -> dict[str, int | float]:
     """The last value of every metric that the run has recorded."""
     multihost_utils.sync_global_devices("metrics.jsonl")  # process 0 may be writing still
-    metrics = {}
+    metrics: dict[str, int | float] = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         metrics |= json.loads(line)
     return metrics

@@ -26,11 +26,14 @@ class Networks:
       online: encoder, projector and perhaps predictor.
       momentum: the same without predictor; None for a method without an EMA network.
       width: dimensions of the embedding.
+      frozen: nested dict like the parameters of `init_networks`, True for those which keep their
+        values.
     """
 
     online: nnx.GraphDef
     momentum: nnx.GraphDef | None
     width: int
+    frozen: dict[str, Any]
 
     @property
     def evaluated(self) -> nnx.GraphDef:
@@ -54,13 +57,8 @@ def build_network(config: ConfigDict, method: Method, rngs: nnx.Rngs) -> Network
     return Network(encoder, *method.heads(encoder, rngs))
 
 
-def create_networks(config: ConfigDict, method: Method) -> tuple[Networks, dict[str, Any]]:
-    """The networks' structures without making any array.
-
-    Returns:
-      The structures, and a nested dict like the parameters of `init_networks` that is True for
-      those which keep their values.
-    """
+def create_networks(config: ConfigDict, method: Method) -> Networks:
+    """The networks' structures without making any array."""
     network = nnx.eval_shape(lambda: build_network(config, method, nnx.Rngs(0)))
     side = config.encoder.image_size
     image = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
@@ -73,7 +71,7 @@ def create_networks(config: ConfigDict, method: Method) -> tuple[Networks, dict[
     online = split(network)[0]
     network.predictor = None
     momentum = split(network)[0] if method.momentum_network else None
-    return Networks(online, momentum, width), frozen
+    return Networks(online, momentum, width, frozen)
 
 
 def init_networks(config: ConfigDict, method: Method, key: jax.Array, width: int):

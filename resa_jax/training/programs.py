@@ -45,6 +45,41 @@ class Programs:
     flops: float
 
 
+def create_step(
+    config: ConfigDict, steps_per_epoch: int, total_steps: int
+) -> tuple[Networks, Callable[[], TrainState], Callable]:
+    """A recipe's pure functions `init() -> state` and `train_step(state, views)`, and networks."""
+    method = create_method(config.method)
+    networks = create_networks(config, method)
+    learning_rate = warmup_cosine(
+        config.base_lr * config.batch_size / 256,
+        config.final_lr,
+        total_steps,
+        warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+    )
+    optimizer = create_optimizer(
+        config.optimizer.name, learning_rate, config.weight_decay, networks.frozen
+    )
+
+    def init():
+        key, _ = _keys(config.seed)
+        params, batch_stats = init_networks(config, method, key, networks.width)
+        buffers = method.buffers(config.batch_size, networks.width)
+        ema = method.momentum_network
+        return create_train_state(params, batch_stats, buffers, optimizer, ema=ema)
+
+    train_step = make_train_step(
+        method,
+        networks,
+        optimizer,
+        learning_rate,
+        warmup_cosine(1 - config.ema_momentum, 0.0, total_steps),
+        steps_per_epoch=steps_per_epoch,
+        seed=config.seed,
+    )
+    return networks, init, train_step
+
+
 def compile_programs(
     config: ConfigDict, mesh: Mesh, canvas: int, steps_per_epoch: int, total_steps: int
 ) -> Programs:
@@ -55,39 +90,11 @@ def compile_programs(
       canvas: side of the images that the host delivers, pixels.
       steps_per_epoch, total_steps: of the schedules.
     """
-    method = create_method(config.method)
-    networks, frozen = create_networks(config, method)
-    learning_rate = warmup_cosine(
-        config.base_lr * config.batch_size / 256,
-        config.final_lr,
-        total_steps,
-        warmup_steps=round(config.warmup_epochs * steps_per_epoch),
-    )
-    ema_rate = warmup_cosine(1 - config.ema_momentum, 0.0, total_steps)
-    optimizer = create_optimizer(config.optimizer.name, learning_rate, config.weight_decay, frozen)
+    networks, init, train_step = create_step(config, steps_per_epoch, total_steps)
     views = tuple(View(**view) for view in config.views)
-    train_step = make_train_step(
-        method,
-        networks,
-        optimizer,
-        learning_rate,
-        ema_rate,
-        steps_per_epoch=steps_per_epoch,
-        seed=config.seed,
-    )
-
-    def keys():
-        return jax.random.split(jax.random.key(config.seed))  # of initialisation, of augmentation
-
-    def init():
-        key, _ = keys()
-        params, batch_stats = init_networks(config, method, key, networks.width)
-        buffers = method.buffers(config.batch_size, networks.width)
-        ema = method.momentum_network
-        return create_train_state(params, batch_stats, buffers, optimizer, ema=ema)
 
     def make_views(step, images, sizes):
-        key = jax.random.fold_in(keys()[1], step)
+        key = jax.random.fold_in(_keys(config.seed)[1], step)
         return augment(key, images, sizes, views, config.data.mean, config.data.std)
 
     # Shapes first: nothing is made before it is known where it goes.
@@ -99,21 +106,24 @@ def compile_programs(
         jax.ShapeDtypeStruct((config.batch_size, 2), jnp.int32, sharding=rows),
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    init = jax.jit(init, out_shardings=shardings)
-    make_views = jax.jit(make_views, out_shardings=rows).lower(state.step, *batch)
-    view_shapes = jax.tree.map(lambda view: _struct(view, rows), make_views.out_info)
-    make_views = make_views.compile()
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))
-    train_step = train_step.lower(state, view_shapes).compile()
+    lowered_views = jax.jit(make_views, out_shardings=rows).lower(state.step, *batch)
+    view_shapes = jax.tree.map(lambda view: _struct(view, rows), lowered_views.out_info)
+    jitted_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))
+    compiled_step = jitted_step.lower(state, view_shapes).compile()
     return Programs(
         networks=networks,
         abstract_state=state,
-        init=init,
-        make_views=make_views,
-        train_step=train_step,
-        memory=required_bytes(train_step),
-        flops=train_flops(config, method.momentum_network),
+        init=jax.jit(init, out_shardings=shardings),
+        make_views=lowered_views.compile(),
+        train_step=compiled_step,
+        memory=required_bytes(compiled_step),
+        flops=train_flops(config, networks.momentum is not None),
     )
+
+
+def _keys(seed):
+    """Of initialisation and of augmentation."""
+    return jax.random.split(jax.random.key(seed))
 
 
 def _struct(leaf, sharding):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resa_jax.methods.interface import Method, Moment
+from resa_jax.methods.interface import MOMENTUM_VIEWS, Method, Moment
 from resa_jax.training.networks import Networks, Views, forward
 
 
@@ -96,7 +96,7 @@ def make_train_step(
         target, ema_batch_stats = None, state.ema_batch_stats
         if networks.momentum is not None:
             target, ema_batch_stats = forward(
-                networks.momentum, ema_params, ema_batch_stats, views[:2]
+                networks.momentum, ema_params, ema_batch_stats, views[:MOMENTUM_VIEWS]
             )
             target = jax.lax.stop_gradient(target)
         moment = Moment(

@@ -52,7 +52,7 @@ class Account:
             else:
                 tensors[name] = value
         self._check(network, tensors, slots)
-        trees = {"params": {}, "batch_stats": {}}
+        trees: dict[str, dict] = {"params": {}, "batch_stats": {}}
         for name, slot in slots.items():
             node = trees[slot.collection]
             for key in slot.path[:-1]:

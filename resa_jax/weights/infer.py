@@ -14,7 +14,7 @@ from resa_jax.models.spec import EncoderSpec, usual_resize
 from resa_jax.models.vit import VITS, sincos_table
 
 
-# Of CIFAR-10, by which the authors normalise both CIFAR sets when they evaluate.
+# Of CIFAR-10, as the authors train with (their evaluation rounds the std: 0.247, 0.243, 0.261).
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
@@ -67,7 +67,7 @@ def infer_spec(
 def nearest_arch(tensors: Mapping[str, np.ndarray]) -> str | None:
     """The architecture most like the tensors, None if they are neither a ResNet's nor a ViT's."""
     distances = {name: _distance(name, tensors) for name in ENCODERS}
-    name = min(distances, key=distances.get)
+    name = min(distances, key=lambda name: distances[name])
     return None if distances[name] == math.inf else name
 
 

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import jax
 import numpy as np
 from flax import nnx
 
 from resa_jax.models.heads import HEADS
+from resa_jax.models.network import split
 from resa_jax.models.spec import EncoderSpec
 
 
@@ -100,11 +102,11 @@ def from_detectron2(name: str) -> str:
 
 def _slots(create) -> list[Slot]:
     """The slots of a module, from its abstract arrays."""
-    params, batch_stats = nnx.split(nnx.eval_shape(create), nnx.Param, nnx.BatchStat)[1:]
+    _, params, batch_stats = split(nnx.eval_shape(create))
     slots = []
-    for collection, state in (("params", params), ("batch_stats", batch_stats)):
-        for path, leaf in nnx.to_flat_state(state):
-            shape = tuple(leaf.shape)
+    for collection, tree in (("params", params), ("batch_stats", batch_stats)):
+        for keys, leaf in jax.tree.leaves_with_path(tree):
+            path, shape = tuple(str(key.key) for key in keys), tuple(leaf.shape)
             if path[-1] == "kernel":
                 shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
             slots.append(Slot(collection, path, shape))
@@ -121,7 +123,8 @@ def _encoder_name(path: tuple[str, ...], stem: int) -> str:
     ]
     if stem and modules[:1] == ["patch_embed"]:
         # Convolution, BatchNorm and ReLU in turn, then the 1x1 convolution.
-        kind, index = re.fullmatch(r"(conv|bn|proj)(\d*)", modules[1]).groups()
+        kind = modules[1].rstrip("0123456789")
+        index = modules[1].removeprefix(kind)
         place = 3 * stem if kind == "proj" else 3 * int(index) + (kind == "bn")
         names[1] = f"proj.{place}"
     return ".".join([*names, _LEAVES.get(leaf, leaf)])

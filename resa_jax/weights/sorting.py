@@ -48,7 +48,9 @@ def sort_networks(file: TensorFile) -> Checkpoint:
       UserError: when only some of the names have a network's prefix, or two stand for one tensor.
     """
     detectron2 = "stem.conv1.weight" in file.tensors
-    networks, prefixes, bare = {}, {}, {}
+    networks: dict[str, dict[str, np.ndarray]] = {}
+    bare: dict[str, np.ndarray] = {}
+    prefixes = {}
     for full_name, value in file.tensors.items():
         name = full_name.removeprefix("module.")
         name = from_detectron2(name) if detectron2 else name

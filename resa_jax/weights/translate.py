@@ -92,7 +92,8 @@ def networks_from_torch(checkpoint: Checkpoint, arch: str | None = None) -> Torc
         "encoder": encoder_slots(spec),
         "projector": projector_slots(spec.family, in_features, hidden, output),
     }
-    trees = {"params": {}, "batch_stats": {}, "ema_params": {}, "ema_batch_stats": {}}
+    names = ("params", "batch_stats", "ema_params", "ema_batch_stats")
+    trees: dict[str, dict] = {name: {} for name in names}
     for name, child_slots in slots.items():
         online = account.load(name, child_slots)
         ema_name = f"ema {name}"

@@ -1,0 +1,113 @@
+"""CW-RGP: samples whitened over random groups of channels agree between views.
+
+Weng et al., "An Investigation into Whitening Loss for Self-supervised Learning", NeurIPS 2022.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from resa_jax.errors import UserError
+from resa_jax.methods.similarity import (
+    at_least_float32,
+    matmul,
+    mean_cosine,
+    other_view_pairs,
+)
+from resa_jax.sharding import gather_rows
+
+
+def cw_rgp_loss(
+    embeddings: Sequence[Float[Array, "m d"]],
+    permutations: Int[Array, "iterations m"],
+    channel_permutations: Int[Array, "iterations slices views d"],
+    slice_size: int,
+    groups: int,
+    epsilon: float = 0.0,
+) -> Float[Array, ""]:
+    """Mean over draws, pairs of views and rows of 2 - 2 cos of the whitened rows.
+
+    The authors' code (winci-ai/CW-RGP: base/methods/cwrgp.py, whitening.py). One shuffle for all
+    views, or centring within a group, is another method. Gradients flow into all views.
+
+    Args:
+      embeddings: one array a view.
+      permutations: for each draw a permutation of the rows, cut into consecutive slices.
+      channel_permutations: for each slice *and view* a permutation of the channels of its own.
+      slice_size: n, rows a slice.
+      groups: of d / groups channels; no fewer than n, or the covariance is singular.
+      epsilon: the covariance becomes (1 - epsilon) Sigma + epsilon I.
+
+    Raises:
+      UserError: when slices or groups do not divide, or a group is too small for epsilon = 0.
+
+    Under a mesh the embeddings are all-gathered and whitened on every device.
+    """
+    m, d = embeddings[0].shape
+    if m % slice_size:
+        raise UserError(f"slice_size is {slice_size}, but should divide the batch of {m} images.")
+    if d % groups:
+        raise UserError(f"groups is {groups}, but should divide the {d} channels of an embedding.")
+    if d // groups < slice_size and epsilon == 0:
+        raise UserError(
+            f"groups is {groups}, but {d} channels in groups of at least slice_size = {slice_size} "
+            f"make at most {d // slice_size}: a group with fewer channels than images has a "
+            "singular covariance (or set epsilon above 0)."
+        )
+    slices = permutations.reshape(-1, slice_size)
+    channels = channel_permutations.reshape(-1, len(embeddings), d)
+    whiten = jax.vmap(lambda z, order: whiten_samples(z, order, groups, epsilon))
+    whitened = [
+        whiten(gather_rows(at_least_float32(z))[slices], channels[:, v])
+        for v, z in enumerate(embeddings)
+    ]
+    terms = [2 - 2 * mean_cosine(u, v) for u, v in other_view_pairs(whitened, whitened)]
+    return sum(terms) / len(terms)
+
+
+def whiten_samples(
+    z: Float[Array, "n d"], order: Int[Array, "d"], groups: int, epsilon: float
+) -> Float[Array, "n d"]:
+    """Sigma_g^-1/2 X_g in each group g of the channels in this order; back in their own order.
+
+    Rows are centred over *all* channels, before they are grouped; Sigma_g = X_g X_g^T is the
+    [n, n] covariance of the samples over d / groups - 1.
+    """
+    n, d = z.shape
+    centered = z - jnp.mean(z, axis=1, keepdims=True)
+    grouped = centered[:, order].reshape(n, groups, d // groups).swapaxes(0, 1)
+    covariance = matmul(grouped, grouped.swapaxes(1, 2)) / (d // groups - 1)
+    covariance = (1 - epsilon) * covariance + epsilon * jnp.eye(n, dtype=z.dtype)
+    whitened = matmul(inverse_square_root(covariance), grouped)
+    return whitened.swapaxes(0, 1).reshape(n, d)[:, jnp.argsort(order)]
+
+
+@jax.custom_jvp
+def inverse_square_root(matrix: Float[Array, "*g n n"]) -> Float[Array, "*g n n"]:
+    """Symmetric matrix^-1/2 (ZCA), with a derivative that near equal eigenvalues leave exact.
+
+    The derivative of eigh divides by differences of eigenvalues. Here they cancel: with
+    eigenvectors U, U^T dW U = -(U^T dS U)_ij / (r_i r_j (r_i + r_j)), r the roots of the
+    eigenvalues. Eigenvalues below the rounding of the largest count as that rounding, so a sample
+    of zeros gives zeros.
+    """
+    vectors, roots = _eigenvectors_and_roots(matrix)
+    return matmul(vectors / roots[..., None, :], vectors.mT)
+
+
+@inverse_square_root.defjvp
+def _inverse_square_root_jvp(primals, tangents):
+    (matrix,), (tangent,) = primals, tangents
+    vectors, roots = _eigenvectors_and_roots(matrix)
+    rows, columns = roots[..., :, None], roots[..., None, :]
+    inner = matmul(matmul(vectors.mT, tangent), vectors) / (rows * columns * (rows + columns))
+    result = matmul(vectors / roots[..., None, :], vectors.mT)
+    return result, -matmul(matmul(vectors, inner), vectors.mT)
+
+
+def _eigenvectors_and_roots(matrix):
+    values, vectors = jnp.linalg.eigh(matrix)
+    floor = jnp.maximum(values[..., -1:] * jnp.finfo(values.dtype).eps, 1e-24)
+    return vectors, jnp.sqrt(jnp.maximum(values, floor))

@@ -1,0 +1,305 @@
+"""The losses against plain NumPy statements, in value, gradient and number of devices."""
+
+import functools
+import re
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import loss_statements as statement
+import numpy as np
+import pytest
+
+from resa_jax import losses
+from resa_jax.errors import UserError
+from resa_jax.methods.cw_rgp import inverse_square_root
+from resa_jax.sharding import batch_sharding, create_mesh, replicated
+
+
+M, K, QUEUE = 16, 6, 24
+PERMUTATIONS = np.stack([np.random.default_rng(i).permutation(M) for i in range(2)])
+
+
+def channel_orders(views, d, slices):
+    rng = np.random.default_rng(7)
+    orders = [rng.permutation(d) for _ in range(2 * slices * views)]
+    return np.reshape(orders, (2, slices, views, d))
+
+
+class Case(NamedTuple):
+    """`loss` and `numpy` take the arrays that learn (x) and those without gradient (y)."""
+
+    loss: callable
+    numpy: callable
+    learning: int
+    fixed: int
+    width: int
+    gathers: bool = True  # [m, d] arrays travel
+
+
+def to_jax(argument):
+    return jnp.asarray(argument) if isinstance(argument, np.ndarray) else argument
+
+
+def alone(name, views, width, gathers, *arguments):
+    """A loss of embeddings alone."""
+    loss, numpy = getattr(losses, f"{name}_loss"), getattr(statement, name)
+    return Case(
+        lambda x, y: loss(x, *map(to_jax, arguments)),
+        lambda x, y: numpy(x, *arguments),
+        views,
+        0,
+        width,
+        gathers,
+    )
+
+
+def paired(name, views, width, gathers, *arguments):
+    """A loss of `views` arrays that learn and two without gradient."""
+    loss, numpy = getattr(losses, f"{name}_loss"), getattr(statement, name)
+    return Case(
+        lambda x, y: loss(x, y, *arguments),
+        lambda x, y: numpy(x, y, *arguments),
+        views,
+        2,
+        width,
+        gathers,
+    )
+
+
+CASES = {
+    "simclr": alone("simclr", 2, 5, True, 0.3),
+    "simclr_three_views": alone("simclr", 3, 5, True, 0.2),
+    "byol": paired("byol", 2, 5, False),
+    "byol_multi_crop": paired("byol", 4, 5, False),
+    "simsiam": paired("simsiam", 2, 5, False),
+    "mocov3": paired("mocov3", 2, 5, True, 0.3),
+    "swav": paired("swav", 2, K, False, 0.2),
+    "swav_multi_crop": paired("swav", 4, K, False, 0.2),
+    "dino": Case(
+        lambda x, y: losses.dino_loss(x, y[:2], y[2][0], 0.4, 0.3),
+        lambda x, y: statement.dino(x, y[:2], y[2][0], 0.4, 0.3),
+        *(4, 3, K, False),
+    ),
+    "barlow_twins": alone("barlow_twins", 2, 5, False, 0.2, 0.3),
+    "barlow_twins_wide": alone("barlow_twins", 2, 20, True, 0.0051, 0.1),
+    "vicreg": alone("vicreg", 2, 5, False, 2.0, 3.0, 4.0),
+    "vicreg_wide": alone("vicreg", 2, 20, True, 25.0, 25.0, 1.0),
+    "wmse": alone("wmse", 2, 5, True, PERMUTATIONS, 8, 0.0),
+    "wmse_three_views": alone("wmse", 3, 5, True, PERMUTATIONS, 4, 0.2),
+    "cw_rgp": alone("cw_rgp", 2, 20, True, PERMUTATIONS, channel_orders(2, 20, 2), 8, 2, 0.0),
+    "cw_rgp_three_views": alone(
+        "cw_rgp", 3, 20, True, PERMUTATIONS, channel_orders(3, 20, 4), 4, 4, 0.1
+    ),
+    "intl": alone("intl", 2, 20, True, None, 4),
+    "intl_narrow": alone("intl", 3, 5, False, 0.05, 3),
+    "mec": paired("mec", 2, 20, True, None, 4),
+    "mec_narrow": paired("mec", 3, 5, False, 2.0, 5),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def arrays(case, seed=0):
+    """Arrays whose features and views differ in mean and scale; nothing is normalised."""
+    rng = np.random.default_rng(seed)
+    shape = (case.learning + case.fixed, M, case.width)
+    scale = rng.uniform(0.3, 1.2, size=(len(shape), 1, case.width))[:1]
+    x = scale * rng.normal(size=shape) + rng.normal(size=(shape[0], 1, case.width)) / 3
+    return list(x[: case.learning]), list(x[case.learning :])
+
+
+def value_and_gradients(case, x, y):
+    """The loss, and its gradients with respect to all arrays, those without one included."""
+    function = jax.jit(jax.value_and_grad(case.loss, argnums=(0, 1)))
+    return jax.device_get(function([jnp.asarray(a) for a in x], [jnp.asarray(a) for a in y]))
+
+
+@functools.cache
+def on_one_device(name):
+    with jax.enable_x64(True):
+        return value_and_gradients(CASES[name], *arrays(CASES[name]))
+
+
+def slope(case, x, y, view, direction):
+    """Derivative of the NumPy statement by central differences."""
+    step = 1e-5
+    moved = [[*x[:view], x[view] + s * step * direction, *x[view + 1 :]] for s in (1, -1)]
+    return (case.numpy(moved[0], y) - case.numpy(moved[1], y)) / (2 * step)
+
+
+@every_case
+def test_value_and_gradients(name):
+    case = CASES[name]
+    x, y = arrays(case)
+    value, (gradients, none) = on_one_device(name)
+    assert {a.dtype for a in (value, *gradients)} == {np.dtype("float64")}
+    np.testing.assert_allclose(value, case.numpy(x, y), rtol=1e-8)
+    for gradient in none:
+        np.testing.assert_array_equal(gradient, 0)
+    rng = np.random.default_rng(1)
+    for view, gradient in enumerate(gradients):
+        for _ in range(3):
+            direction = rng.normal(size=gradient.shape)
+            expected = slope(case, x, y, view, direction)
+            scale = np.linalg.norm(gradient)
+            np.testing.assert_allclose(
+                np.sum(gradient * direction), expected, rtol=1e-6, atol=1e-6 * scale
+            )
+
+
+@every_case
+def test_bfloat16_with_rows_of_zeros(name):
+    """Inputs are widened before anything is computed, and no norm of zero divides."""
+    case = CASES[name]
+    x, y = ([a.astype(jnp.bfloat16) for a in z] for z in arrays(case))
+    for array in x + y:
+        array[:3] = 0
+    value, gradients = value_and_gradients(case, x, y)
+    assert value.dtype == jnp.float32
+    assert all(np.isfinite(g).all() for z in gradients for g in z)
+    if name.startswith("cw_rgp"):
+        # In float32 eigh leaves noise in a row of zeros, which is then normalised; without epsilon
+        # the statement inverts a singular matrix.
+        assert 0 < value < 4
+    else:
+        exact = case.numpy(*([a.astype(np.float64) for a in z] for z in (x, y)))
+        np.testing.assert_allclose(value, exact, rtol=1e-4)
+
+
+def collectives(hlo):
+    """(kind, shape) of everything that a collective gives out."""
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    pattern = rf"= (\(?[a-z0-9]+\[.*?) ({kinds})(?:-start)?\("
+    return [
+        (kind, tuple(int(n) for n in dims.split(",") if n))
+        for shapes, kind in re.findall(pattern, hlo)
+        for dims in re.findall(r"[a-z]+[0-9]+\[([\d,]*)\]", shapes)
+    ]
+
+
+@every_case
+def test_one_and_eight_devices(name):
+    case = CASES[name]
+    mesh = create_mesh()
+    with jax.enable_x64(True), jax.set_mesh(mesh):
+        rows = batch_sharding(mesh)
+        x, y = ([jax.device_put(a, rows) for a in z] for z in arrays(case))
+        function = jax.value_and_grad(case.loss, argnums=(0, 1))
+        function = jax.jit(function, out_shardings=(replicated(mesh), rows))
+        compiled = function.lower(x, y).compile()
+        eight = jax.device_get(compiled(x, y))
+    for a, b in zip(jax.tree.leaves(on_one_device(name)), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9 * np.abs(a).max())
+    found = collectives(compiled.as_text())
+    assert found  # at least the mean over the images
+    for kind, shape in found:
+        # Neither similarities [m, m] of any number of views, nor scores [m, k], move.
+        assert prod(shape) % (M * M), (kind, shape)
+        if name != "dino":
+            assert prod(shape) % (M * K), (kind, shape)
+    gathered = {shape for kind, shape in found if kind == "all-gather"}
+    expected = {tuple(sorted((M, case.width)))} if case.gathers else set()
+    assert {tuple(sorted(n for n in shape if n > 1)) for shape in gathered} == expected
+
+
+def scores(rows, seed):
+    return np.random.default_rng(seed).uniform(-1, 1, size=(rows, K))
+
+
+@pytest.mark.parametrize("queue", [0, QUEUE, 5])
+def test_swav_assignment(queue):
+    batch, earlier = scores(M, 0), scores(queue, 1)
+    with jax.enable_x64(True):
+        function = lambda s, q: losses.swav_assignment(s, q if queue else None, 0.1, 4)
+        ours = jax.jit(function)(batch, earlier)
+        gradients = jax.grad(lambda s, q: jnp.sum(function(s, q) ** 2), (0, 1))(batch, earlier)
+    expected = statement.sinkhorn(np.concatenate([batch, earlier]), 0.1, 4)[:M]
+    np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-12)
+    assert all((np.asarray(g) == 0).all() for g in gradients)
+
+
+def test_swav_assignment_leaves_rows_on_their_devices():
+    mesh = create_mesh()
+    with jax.enable_x64(True):
+        alone = losses.swav_assignment(jnp.asarray(scores(M, 0)), jnp.asarray(scores(QUEUE, 1)))
+        with jax.set_mesh(mesh):
+            rows = batch_sharding(mesh)
+            inputs = [jax.device_put(scores(n, i), rows) for i, n in enumerate((M, QUEUE))]
+            compiled = jax.jit(losses.swav_assignment).lower(*inputs).compile()
+            split = compiled(*inputs)
+    np.testing.assert_allclose(split, alone, rtol=1e-9, atol=1e-12)
+    assert split.sharding.spec[0] == "data"
+    found = collectives(compiled.as_text())
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    assert max(prod(shape) for _, shape in found) <= K
+
+
+def test_prototype_scores():
+    rng = np.random.default_rng(0)
+    z, prototypes, weight = rng.normal(size=(M, 5)), rng.normal(size=(K, 5)), scores(M, 1)
+    z[0] = prototypes[0] = 0
+    with jax.enable_x64(True):
+        total = lambda z, c: jnp.sum(losses.prototype_scores(z, c) * weight)
+        ours = losses.prototype_scores(jnp.asarray(z), jnp.asarray(prototypes))
+        to_z, to_prototypes = jax.grad(total, (0, 1))(z, prototypes)
+    expected = np.array([[statement.cos(a, c) for c in prototypes] for a in z])
+    np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-15)
+    unit = lambda x: x / np.linalg.norm(x)
+    for i in range(1, M):  # d cos(a, c) / da = (c - cos a) / |a|, of unit vectors
+        by_hand = sum(
+            weight[i, k] * (unit(prototypes[k]) - expected[i, k] * unit(z[i])) for k in range(1, K)
+        )
+        np.testing.assert_allclose(to_z[i], by_hand / np.linalg.norm(z[i]), rtol=1e-6)
+    for k in range(1, K):
+        by_hand = sum(
+            weight[i, k] * (unit(z[i]) - expected[i, k] * unit(prototypes[k])) for i in range(1, M)
+        )
+        norm = np.linalg.norm(prototypes[k])
+        np.testing.assert_allclose(to_prototypes[k], by_hand / norm, rtol=1e-6)
+    assert np.isfinite(to_z).all()
+    assert np.isfinite(to_prototypes).all()
+
+
+def test_dino_center():
+    teacher, center = [scores(M, 0), scores(M, 1) + 1], scores(1, 2)[0]
+    with jax.enable_x64(True):
+        function = lambda c, t: losses.dino_center(c, t, 0.8)
+        ours = function(jnp.asarray(center), [jnp.asarray(t) for t in teacher])
+        gradients = jax.grad(lambda c, t: jnp.sum(function(c, t)), (0, 1))(center, teacher)
+    mean = sum(row for t in teacher for row in t) / (2 * M)
+    np.testing.assert_allclose(ours, 0.8 * center + 0.2 * mean, rtol=1e-8)
+    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(gradients))
+
+
+def test_inverse_square_root_with_equal_eigenvalues():
+    # d (S^-1/2) at S = 4 I is -1/16 dS; through the derivative of eigh it is not a number.
+    change = np.random.default_rng(0).normal(size=(K, K))
+    change += change.T
+    with jax.enable_x64(True):
+        result = jax.jvp(inverse_square_root, (4 * jnp.eye(K),), (jnp.asarray(change),))
+    value, tangent = result
+    np.testing.assert_allclose(value, np.eye(K) / 2, atol=1e-14)
+    np.testing.assert_allclose(tangent, -change / 16, atol=1e-14)
+
+
+def test_mistakes_are_refused():
+    z, permutations = [jnp.ones((M, 5))] * 3, jnp.asarray(PERMUTATIONS)
+    with pytest.raises(UserError, match="different views, but got 1 and 1"):
+        losses.byol_loss(z[:1], z[:1])
+    with pytest.raises(UserError, match="different views, but got 1"):
+        losses.intl_loss(z[:1])
+    for loss in (losses.barlow_twins_loss, losses.vicreg_loss):
+        with pytest.raises(UserError, match="exactly two views, but got 3"):
+            loss(z)
+    with pytest.raises(UserError, match="slice_size is 6, but should divide the batch of 16"):
+        losses.wmse_loss(z, permutations, 6)
+    with pytest.raises(UserError, match="slice_size is 4, but should be above the 5 features"):
+        losses.wmse_loss(z, permutations, 4)
+    orders = jnp.asarray(channel_orders(3, 5, 4))
+    with pytest.raises(UserError, match="groups is 2, but should divide the 5 channels"):
+        losses.cw_rgp_loss(z, permutations, orders, 4, 2)
+    with pytest.raises(UserError, match=r"groups is 5, but .* at most 1"):
+        losses.cw_rgp_loss(z, permutations, orders, 4, 5)
+    with pytest.raises(UserError, match="slice_size is 6, but should divide the batch of 16"):
+        losses.cw_rgp_loss(z, permutations, orders, 6, 1)
