@@ -34,46 +34,42 @@ class SharedFeatures:
         """
         self._encoder, self._cache = encoder, cache
         self._sources = [train] if test is None else [train, test]
-        # One size for both, which then share a program, and no larger than they need.
+        # Batches of one size and the same layers of both, which then share a program.
         self._batch_size = min(batch_size, max(len(source) for source, _ in self._sources))
-        self._layers: dict[tuple[Preprocessing, int], set[str]] = {}
+        self._layers: dict[Preprocessing, set[str]] = {}
         self._sets: dict[tuple[Preprocessing, int], FeatureSet] = {}
         for protocol, preprocessing in protocols:
-            for key in self._keys(protocol, preprocessing):
+            if protocol.on_features:
                 wanted = protocol.layers or encoder.layer_names
-                self._layers.setdefault(key, set()).update(wanted)
+                self._layers.setdefault(preprocessing, set()).update(wanted)
 
     def __call__(
         self, protocol, preprocessing: Preprocessing
     ) -> tuple[FeatureSet, FeatureSet | None]:
         """Training and test set of a protocol that reads features."""
-        sets = [self._set(key) for key in self._keys(protocol, preprocessing)]
         wanted = protocol.layers or self._encoder.layer_names
-        train, test = ([part.only(wanted) for part in sets] + [None])[:2]
-        return train_and_test(train, test) if protocol.needs_test else (train, None)
+        train = self._set(preprocessing, 0).only(wanted)
+        if not protocol.needs_test:
+            return train, None
+        test = self._set(preprocessing, 1).only(wanted) if len(self._sources) > 1 else None
+        return train_and_test(train, test)
 
-    def _keys(self, protocol, preprocessing):
-        """The sets that a protocol reads, by preprocessing and number of the source."""
-        if not protocol.on_features:
-            return []
-        sources = range(len(self._sources) if protocol.needs_test else 1)
-        return [(preprocessing, number) for number in sources]
-
-    def _set(self, key):
+    def _set(self, preprocessing, number):
+        key = preprocessing, number
         if key not in self._sets:
-            preprocessing, number = key
             source, title = self._sources[number]
             names = self._encoder.layer_names
+            layers = tuple(name for name in names if name in self._layers[preprocessing])
             arrays = extract(
                 self._encoder,
                 source,
                 title,
                 preprocessing,
-                tuple(name for name in names if name in self._layers[key]),
+                layers,
                 batch_size=self._batch_size,
                 cache=self._cache,
             )
-            layers = {name: arrays[name] for name in names if name in arrays}
+            values = {name: arrays[name] for name in layers}
             labels = np.asarray(arrays["labels"])
-            self._sets[key] = FeatureSet(layers, labels, source.class_names)
+            self._sets[key] = FeatureSet(values, labels, source.class_names)
         return self._sets[key]

@@ -16,10 +16,10 @@ from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
 from resa_jax.data.view import View
 from resa_jax.evaluation.clustering import fixed_split
+from resa_jax.evaluation.feature_sets import align_labels
 from resa_jax.evaluation.features import encode_rows
 from resa_jax.evaluation.knn import topk_accuracy
 from resa_jax.evaluation.preprocessing import Preprocessing
-from resa_jax.evaluation.scoring import align_labels
 from resa_jax.sharding import batch_sharding, create_mesh, replicated
 
 
