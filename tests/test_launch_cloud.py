@@ -39,8 +39,9 @@ def test_a_finished_run(cloud, run):
     cloud.play(["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
     result = cloud("launch", *NAME, *run)
     assert result.returncode == 0, result.stderr
-    calls = ["create", *["describe"] * 3, "scp", "ssh", "ssh", "describe", "ssh", "delete"]
-    assert [c for c in cloud.calls] == calls
+    looks, *_, last = cloud.calls[7:]  # as often as the run needs
+    assert cloud.calls[:7] == ["create", *["describe"] * 3, "scp", "ssh", "ssh"]
+    assert (looks, last) == ("describe", "delete")
     assert len(cloud.runs) == 2  # both hosts
     assert not cloud.exists
 
