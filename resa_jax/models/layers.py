@@ -102,10 +102,13 @@ class BatchNorm(nnx.Module):
         mean = shifted.mean(axes)
         var = jnp.maximum((shifted * shifted).mean(axes) - mean * mean, 0)
         mean = mean + shift
-        keep = self.momentum
-        self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
-        unbiased = jax.lax.stop_gradient(var) * (count / (count - 1))
-        self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
+        unbiased = var * (count / (count - 1))
+        # By set_value: at an assignment to [...] JAX writes up where each tracer comes from, which
+        # takes longer than all other tracing.
+        for running, batch in ((self.mean, mean), (self.var, unbiased)):
+            old = running[...]
+            new = jax.lax.stop_gradient(batch).astype(old.dtype)
+            running.set_value(self.momentum * old + (1 - self.momentum) * new)
         return mean, var
 
 
