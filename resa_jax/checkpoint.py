@@ -33,8 +33,13 @@ class Checkpoints:
             "versions": versions | {"resa_jax": resa_jax.__version__},
             "processes": jax.process_count(),
         }
+        # A replica writes its share of an array by a slice, a program compiled for every shape:
+        # not worth it for what is small.
+        context = ocp.Context()
+        context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
         self._checkpointer = ocp.training.Checkpointer(
             Path(directory).absolute(),
+            context=context,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
