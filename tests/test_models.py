@@ -642,7 +642,7 @@ def test_initialisers_equal_pytorchs_distributions():
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     ours = initial(
-        lambda: create_projector("resnet18", 512, rngs=nnx.Rngs(0)),
+        lambda: HEADS["convnet"][0](512, 2048, 512, rngs=nnx.Rngs(0)),
         *("linear1/kernel", "linear1/bias"),
     )
     theirs = torch.nn.Linear(512, 2048)
