@@ -202,8 +202,9 @@ delete() {
   call gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
-# running, or how process 0 has ended: finished, stopped (by `stop`), ended (with 0, but before the
-# last step, as a preempted run does), vanished (no exit code), or its exit code.
+# running, or how process 0 has ended: stopped (by `stop`, with whatever code, as it may still have
+# been starting), finished, ended (with 0, but before the last step, as a preempted run does),
+# vanished (no exit code), or its exit code.
 progress() {
   local exists="test -e"
   [[ $workdir != gs://* ]] || exists="python -c 'import sys; from etils import epath; \
@@ -211,8 +212,8 @@ sys.exit(not epath.Path(sys.argv[1]).exists())'"
   on_hosts 0 "cd resa_jax && source .venv/bin/activate
 alive=false; if kill -0 \$(cat run.group) 2> /dev/null; then alive=true; fi
 if test ! -e run.code; then if \$alive; then echo running; else echo vanished; fi
-elif test \$(cat run.code) != 0; then cat run.code
 elif test -e run.stopped; then echo stopped
+elif test \$(cat run.code) != 0; then cat run.code
 elif $exists $(show "$workdir/encoder/encoder.json"); then echo finished
 else echo ended; fi"
 }

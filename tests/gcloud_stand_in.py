@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # Runs until the host is gone, as a run does that is never finished; SIGTERM ends it with 0.
-FOREVER = "trap 'exit 0' TERM; while test -e $HOME/resa_jax; do sleep 0.05; done"
+LOOP = "while test -e $HOME/resa_jax; do sleep 0.05; done"
+FOREVER = f"trap 'exit 0' TERM; {LOOP}"
 FINISHED = 'mkdir -p "$workdir/encoder" && touch "$workdir/encoder/encoder.json"'
 
 GCLOUD = r"""#!/usr/bin/env bash
@@ -104,6 +105,7 @@ class Cloud:
             "RESA_JAX_POLL_SECONDS": "0",
         }
         self._played = 0
+        self._processes = []
 
     def _program(self, name, text):
         path = self.folder / name
@@ -120,7 +122,7 @@ class Cloud:
 
     def start(self, *arguments) -> subprocess.Popen:
         """Starts launch/tpu_vm.sh with these arguments, in a process group of its own."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", ROOT / "launch" / "tpu_vm.sh", *arguments],
             env=self.environment,
             cwd=ROOT,
@@ -129,15 +131,22 @@ class Cloud:
             text=True,
             start_new_session=True,
         )
+        self._processes.append(process)
+        return process
+
+    def close(self):
+        """Ends what a failed test may have left."""
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        if self.exists:
+            (self.folder / "hosts").rename(self.folder / "hosts.closed")
 
     def __call__(self, *arguments) -> subprocess.CompletedProcess:
         """Runs launch/tpu_vm.sh to its end."""
         process = self.start(*arguments)
-        try:
-            output, errors = process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+        output, errors = process.communicate(timeout=60)
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
     @property

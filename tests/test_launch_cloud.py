@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from gcloud_stand_in import FINISHED, FOREVER, Cloud
+from gcloud_stand_in import FINISHED, FOREVER, LOOP, Cloud
 
 
 NAME = ["--name=resa", "--zone=us-west4-a"]
@@ -14,7 +14,9 @@ NAME = ["--name=resa", "--zone=us-west4-a"]
 
 @pytest.fixture
 def cloud(tmp_path):
-    return Cloud(tmp_path / "cloud")
+    cloud = Cloud(tmp_path / "cloud")
+    yield cloud
+    cloud.close()
 
 
 @pytest.fixture
@@ -32,7 +34,8 @@ def wait_for(condition, process=None):
 
 
 def started(cloud):
-    return [(cloud.folder / f"hosts/0/{i}/resa_jax/run.pid").exists() for i in range(2)]
+    paths = [cloud.folder / f"hosts/0/{i}/resa_jax/run.pid" for i in range(2)]
+    return [path.exists() and path.read_text() != "" for path in paths]
 
 
 def test_a_finished_run(cloud, run):
@@ -142,7 +145,7 @@ def test_a_run_that_always_fails(cloud, run, code):
 
 def test_what_is_left_of_a_start_is_killed_before_the_next(cloud, run):
     # The first host fails, the second one hangs with the chips in its hands.
-    hangs = f"trap '' TERM; touch $HOME/alive.$$; {FOREVER.split(';', 1)[1]}; touch $HOME/late"
+    hangs = f"trap '' TERM; touch $HOME/alive.$$; {LOOP}"
     cloud.play(run=f"test -e $HOME/second && {FINISHED} && exit; touch $HOME/second\n"
                f"[[ $HOME == */0 ]] && exit 1; {hangs}")  # fmt: skip
     result = cloud("launch", *NAME, "--keep", *run)
@@ -161,8 +164,10 @@ def test_the_time_limit(cloud, run):
     assert not cloud.exists
 
 
-def test_stop_ends_the_launch(cloud, run):
-    cloud.play(run=FOREVER)
+@pytest.mark.parametrize("trapped", [True, False])
+def test_stop_ends_the_launch(cloud, run, trapped):
+    # A run that is still starting dies of SIGTERM.
+    cloud.play(run=FOREVER if trapped else LOOP)
     process = cloud.start("launch", *NAME, *run)
     wait_for(lambda: all(started(cloud)), process)
     assert cloud("stop", *NAME).returncode == 0
@@ -285,11 +290,11 @@ def test_mount_installs_gcsfuse_once(cloud, run):
 
 
 def test_stop_by_hand(cloud, run):
-    cloud.play(run="trap 'touch $HOME/saved; exit 0' TERM; " + FOREVER.split(";", 1)[1])
+    cloud.play(run=f"trap 'touch $HOME/saved; exit 0' TERM; touch $HOME/ready; {LOOP}")
     for command in ("create", "wait", "setup", "run"):
         result = cloud(command, *NAME, *run)
         assert result.returncode == 0, result.stderr
-    wait_for(lambda: len(cloud.runs) == 2 and all(started(cloud)))
+    wait_for(lambda: (cloud.folder / "hosts/0/0/ready").exists() and all(started(cloud)))
     assert cloud("stop", *NAME).returncode == 0
     wait_for((cloud.folder / "hosts/0/0/saved").exists)
     assert cloud("delete", *NAME).returncode == 0
