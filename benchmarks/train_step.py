@@ -17,7 +17,7 @@ from absl import flags
 from resa_jax.cli import run
 from resa_jax.config import load_config
 from resa_jax.sharding import batch_sharding, create_mesh
-from resa_jax.training.flops import peak_flops, train_flops
+from resa_jax.training.flops import peak_flops
 from resa_jax.training.programs import compile_programs
 
 
@@ -74,7 +74,7 @@ def measure(name: str) -> dict[str, float | None]:
         loss = float(metrics["loss"])
         jax.block_until_ready(state)
         seconds = (time.perf_counter() - start) / _STEPS.value
-    flops = train_flops(config)
+    flops = programs.flops
     rate = config.batch_size / seconds / jax.device_count()
     peak = peak_flops(jax.devices()[0])
     memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

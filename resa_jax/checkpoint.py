@@ -43,8 +43,13 @@ class Checkpoints:
             "processes": jax.process_count(),
         }
         self._directory = Path(directory).absolute()
+        # A replica writes its share of an array by a slice, a program compiled for every shape:
+        # not worth it for what is small.
+        context = ocp.Context()
+        context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
+            context=context,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )

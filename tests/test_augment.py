@@ -17,8 +17,6 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from resa_jax.data import color
 from resa_jax.data.augment import (
-    WEAK_VIEW,
-    View,
     augment as augment_eagerly,
     center_boxes,
     center_crop,
@@ -28,16 +26,38 @@ from resa_jax.data.augment import (
 )
 from resa_jax.data.resample import resample, resampling_matrix
 from resa_jax.data.sources import open_source
+from resa_jax.data.view import View as AnyView
 
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 ZEROS, ONES = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+WEAK_VIEW = {
+    "jitter_probability": 0.0,
+    "grayscale_probability": 0.0,
+    "blur_probability": 0.0,
+    "solarize_probability": 0.0,
+}
+STRONG_VIEW = {
+    "jitter_probability": 0.8,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "grayscale_probability": 0.2,
+    "blur_probability": 0.5,
+    "solarize_probability": 0.2,
+}
 PLAIN = WEAK_VIEW | {"flip_probability": 0.0}
 augment = jax.jit(augment_eagerly, static_argnames=("views", "mean", "std"))
 random_boxes = jax.jit(random_boxes_eagerly, static_argnames=("scale", "ratio"))
 gaussian_blur = jax.jit(color.gaussian_blur, static_argnames="max_sigma")
 color_jitter = jax.jit(color.color_jitter, static_argnames="operators")
 ALPHA = 1e-4  # of each statistical test; the seeds are fixed, so none of them is flaky
+
+
+def View(size, **fields):
+    """A view that is strong where nothing else is said."""
+    return AnyView(size=size, **(STRONG_VIEW | fields))
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,10 @@ def test_flops_of_a_forward_pass(name, size, gmac):
 def test_flops_of_a_training_image():
     # Two large views with and four small ones without the EMA network; three passes online.
     config = load_config("configs/imagenet_vits.py")
-    config.views = [*config.views, *(weak_view(96) for _ in range(4))]
+    config.views = [*config.views, *(weak_view(size=96) for _ in range(4))]
     large, small = (forward_flops(EncoderSpec("vit_s16", image_size=size)) for size in (224, 96))
-    assert train_flops(config) == 2 * 4 * large + 4 * 3 * small
-    config.momentum_network = False
-    assert train_flops(config) == 2 * 3 * large + 4 * 3 * small
+    assert train_flops(config, momentum_network=True) == 2 * 4 * large + 4 * 3 * small
+    assert train_flops(config, momentum_network=False) == 2 * 3 * large + 4 * 3 * small
 
 
 @pytest.mark.slow

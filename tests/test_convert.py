@@ -5,7 +5,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -15,23 +15,20 @@ import pytest
 import torch_layouts
 from safetensors.numpy import load_file, save_file
 
-from resa_jax.encoder import export_encoder, load_encoder, read_encoder
+from resa_jax.encoder import load_encoder
 from resa_jax.errors import UserError
 from resa_jax.models.encoders import ENCODERS
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.vit import sincos_table
-from resa_jax.weights import (
-    encoder_from_torch,
-    encoder_to_torch,
-    read_tensors,
-    read_torch_encoder,
-    sort_networks,
-    write_tensors,
-)
 from resa_jax.weights.conversion import convert
+from resa_jax.weights.export import export_encoder
+from resa_jax.weights.files import read_tensors, write_tensors
 from resa_jax.weights.infer import infer_spec
 from resa_jax.weights.names import encoder_slots
 from resa_jax.weights.networks import read_networks
+from resa_jax.weights.reading import read_encoder
+from resa_jax.weights.sorting import sort_networks
+from resa_jax.weights.translate import encoder_from_torch, encoder_to_torch
 
 
 CIFAR = torch_layouts.resnet(False, (2, 2, 2, 2), 3, width=4)
@@ -104,7 +101,7 @@ def test_round_trip_of_our_own(name, tmp_path):
     path = tmp_path / "model.safetensors"
     write_tensors(path, encoder_to_torch(*encoder), asdict(encoder[0]))
     assert_same_tensors(load_file(path), tensors)
-    spec, *trees = read_torch_encoder(path)
+    spec, *trees = read_encoder(path)
     assert spec == encoder[0]
     assert_bitwise(trees, list(encoder[1:]))
 
@@ -183,7 +180,7 @@ def test_detectron2_layout(tmp_path):
     with (tmp_path / "theirs.pkl").open("wb") as file:
         pickle.dump(content | {"model": {k: v.copy() for k, v in model.items()}}, file)
     for name in ("resnet50.pkl", "theirs.pkl"):
-        spec, params, stats = read_torch_encoder(tmp_path / name)
+        spec, params, stats = read_encoder(tmp_path / name)
         assert spec.name == "resnet50"
         assert_same_tensors(encoder_to_torch(spec, params, stats), tensors)
 
@@ -697,7 +694,7 @@ def test_pretraining_goes_on_from_a_full_checkpoint(vit, tmp_path):
 
     from resa_jax.config import resolve
     from resa_jax.recipes import default_config
-    from resa_jax.training.networks import create_method
+    from resa_jax.training.programs import create_step
 
     if vit:
         name, side, features = "vit_ti16", 32, 192
@@ -734,16 +731,14 @@ def test_pretraining_goes_on_from_a_full_checkpoint(vit, tmp_path):
     config = default_config()
     config.encoder.update({"name": name, "image_size": 32})
     config.encoder.width = None if vit else 4
-    config.projector.update({"hidden_size": 16, "output_size": 8})
-    config.predictor = True
+    config.method.update({"predictor": True, "hidden_size": 16, "output_size": 8})
+    config.ema_momentum = 1.0  # so that the step leaves the EMA networks as they are
     resolve(config)
     with jax.enable_x64(True):
-        objective = jax.jit(create_method(config)[0])
+        _, init, train_step = create_step(config, 1, 1)
         convert(tmp_path / "full.pth", tmp_path / "export")
         for source in (tmp_path / "full.pth", tmp_path / "export"):
             trees = jax.tree.map(jnp.asarray, read_networks(source)[1])
-            loss, _ = objective(
-                *(trees[n] for n in ("params", "batch_stats", "ema_params", "ema_batch_stats")),
-                [jnp.asarray(view) for view in views],
-            )
-            np.testing.assert_allclose(loss, expected.item(), rtol=1e-9)
+            state = replace(init(), **trees)
+            _, metrics = jax.jit(train_step)(state, [jnp.asarray(view) for view in views])
+            np.testing.assert_allclose(metrics["loss"], expected.item(), rtol=1e-9)

@@ -1,6 +1,8 @@
 """The launch scripts: what a dry run prints, what is refused, and shellcheck."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,9 @@ RUN = ["--config=configs/imagenet_vits.py", "--workdir=/mnt/b/runs/vits"]
 CACHE = "env JAX_COMPILATION_CACHE_DIR=/mnt/b/runs/vits/compile_cache"
 PYTHON = f"python -m resa_jax.main {' '.join(RUN)}"
 TPU = ["--name=resa", "--zone=us-west4-a", "--dry-run"]
-SSH = "gcloud compute tpus tpu-vm ssh resa --zone=us-west4-a"
+SSH = "gcloud compute tpus queued-resources ssh resa --zone=us-west4-a --quiet"
+FIRST = "--node=0 --worker=0"
+CREATE = "gcloud compute tpus queued-resources create resa --node-id=resa --zone=us-west4-a"
 DESCRIBE = (
     "gcloud compute tpus queued-resources describe resa --zone=us-west4-a "
     "'--format=value(state.state)'"
@@ -22,20 +26,27 @@ DESCRIBE = (
 SCRIPTS = sorted(path.name for path in (ROOT / "launch").iterdir() if path.suffix != ".md")
 
 
-def launch(script, *arguments):
+def launch(script, *arguments, environment=None):
     return subprocess.run(
         ["bash", ROOT / "launch" / script, *arguments],
         capture_output=True,
         text=True,
         timeout=60,
-        env={k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"},
+        env={k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+        | (environment or {}),
     )
 
 
-def printed(script, *arguments):
-    result = launch(script, *arguments)
+def printed(script, *arguments, environment=None):
+    result = launch(script, *arguments, environment=environment)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
+
+
+def calls(*arguments):
+    """The commands of a dry run of tpu_vm.sh, as words; those for hosts have several lines."""
+    text = "\n".join(printed("tpu_vm.sh", *arguments))
+    return [shlex.split(call) for call in re.split(r"\n(?=gcloud |git )", text)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -63,13 +74,19 @@ def test_local_processes():
 
 
 def test_slurm():
-    command = f"{CACHE} srun --kill-on-bad-exit=1 {PYTHON}"
+    flags = "XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true JAX_OPTIMIZATION_LEVEL=O1"
+    command = f"{CACHE} {flags} srun --kill-on-bad-exit=1 {PYTHON}"
     assert printed("slurm_gpu.sbatch", "--dry-run", *RUN) == [command]
     # What is given to the script reaches Python as it is.
     (line,) = printed(
         "slurm_gpu.sbatch", "--dry-run", *RUN, "--config.data.source=folder:my images"
     )
     assert line == command + " '--config.data.source=folder:my images'"
+    # What is set already stays, and flags that are given come last: the last one counts.
+    own = {"XLA_FLAGS": "--xla_dump_to=/d", "JAX_OPTIMIZATION_LEVEL": "O0"}
+    words = shlex.split(printed("slurm_gpu.sbatch", "--dry-run", *RUN, environment=own)[0])
+    assert "XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true --xla_dump_to=/d" in words
+    assert "JAX_OPTIMIZATION_LEVEL=O0" in words
     text = (ROOT / "launch" / "slurm_gpu.sbatch").read_text()
     options = [line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH")]
     assert {"--requeue", "--signal=TERM@120"} <= set(options)
@@ -82,12 +99,15 @@ def test_slurm():
     [
         (
             "create",
-            "gcloud compute tpus queued-resources create resa --node-id=resa --zone=us-west4-a "
-            "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite",
+            f"{CREATE} --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite",
         ),
         ("wait", DESCRIBE),
-        ("follow", f"{SSH} --worker=0 '--command=tail -n 50 -F resa_jax/run.log'"),
-        ("stop", f"{SSH} --worker=0 '--command=kill -TERM $(cat resa_jax/run.pid)'"),
+        ("follow", f"{SSH} {FIRST} '--command=tail -n 50 -F resa_jax/run.log'"),
+        (
+            "stop",
+            f"{SSH} {FIRST} '--command=touch resa_jax/run.stopped && "
+            "kill -TERM $(cat resa_jax/run.pid)'",
+        ),
         (
             "delete",
             "gcloud compute tpus queued-resources delete resa --zone=us-west4-a --force --quiet",
@@ -98,28 +118,89 @@ def test_tpu_commands(command, expected):
     assert printed("tpu_vm.sh", command, *TPU) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("type", "runtime"),
+    [
+        ("v2-8", "tpu-ubuntu2204-base"),
+        ("v3-32", "tpu-ubuntu2204-base"),
+        ("v4-64", "tpu-ubuntu2204-base"),
+        ("v5litepod-256", "v2-alpha-tpuv5-lite"),
+        ("v5p-128", "v2-alpha-tpuv5"),
+        ("v6e-64", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_tpu_runtime_by_type(type, runtime):
+    create = f"{CREATE} --accelerator-type={type} --runtime-version="
+    assert printed("tpu_vm.sh", "create", *TPU, f"--type={type}") == [create + runtime]
+    own = ["--runtime=v2-alpha-own", f"--type={type}"]
+    assert printed("tpu_vm.sh", "create", *TPU, *own) == [create + "v2-alpha-own"]
+
+
+def test_tpu_options_of_the_slice():
+    options = [
+        "--valid-until-duration=6h",
+        "--network=n",
+        "--subnetwork=s",
+        "--service-account=a@p.iam.gserviceaccount.com",
+        "--spot",
+        "--internal-ips",
+    ]
+    (create,) = printed("tpu_vm.sh", "create", *TPU, *options)
+    assert create.endswith(" " + " ".join(options))
+    (follow,) = printed("tpu_vm.sh", "follow", *TPU, *options)
+    assert " --tunnel-through-iap " in follow
+    (create,) = printed("tpu_vm.sh", "create", *TPU, "--slices=4", "--reserved")
+    assert " create resa --node-count=4 --node-prefix=resa --zone" in create
+    assert create.endswith(" --reserved")
+
+
 def test_tpu_setup_and_run():
-    archive, copy, install = printed("tpu_vm.sh", "setup", *TPU, "--bucket=b", "--project=p")
-    assert archive.startswith("git archive --format=tar.gz")
-    assert copy.startswith("gcloud compute tpus tpu-vm scp")
-    assert copy.endswith("--zone=us-west4-a --project=p --worker=all")
-    assert "gcsfuse --implicit-dirs b /mnt/b" in install
-    (run,) = printed("tpu_vm.sh", "run", *TPU, "--", *RUN)
-    assert run.startswith(f"{SSH} --worker=all ")
-    assert f"nohup {CACHE} {PYTHON} > run.log" in run
+    archive, copy, install = calls("setup", *TPU, "--bucket=b", "--project=p")
+    assert archive[:3] == ["git", "archive", "--format=tar.gz"]
+    assert copy[4:6] == ["scp", "/tmp/resa_jax-resa.tar.gz"]
+    everywhere = ["--zone=us-west4-a", "--project=p", "--quiet", "--node=all", "--worker=all"]
+    assert copy[-5:] == everywhere
+    assert install[6:-1] == everywhere
+    assert "gcsfuse --implicit-dirs b /mnt/b" in install[-1]
+    assert calls("setup", *TPU, "--mount=b", "--project=p")[2] == install
+    *_, install = calls("setup", *TPU)
+    assert "gcsfuse" not in install[-1]
+    assert "-e '.[tpu]'" in install[-1]
+    *_, install = calls("setup", *TPU, "--", "--workdir=gs://b/runs/vits")
+    assert "-e '.[tpu,gcs]'" in install[-1]
+    (run,) = calls("run", *TPU, "--max-duration=12h", "--", *RUN)
+    assert "timeout --foreground --signal=TERM --kill-after=600 12h env " in run[-1]
+    assert f"{CACHE.removeprefix('env ')} {PYTHON} & " in run[-1]
 
 
 def test_tpu_launch_is_all_of_it_in_order():
-    lines = printed("tpu_vm.sh", "launch", *TPU, "--spot", "--", *RUN)
-    (create,) = printed("tpu_vm.sh", "create", *TPU, "--spot")
-    assert create.endswith(" --spot")
-    wait = printed("tpu_vm.sh", "wait", *TPU)
-    setup = printed("tpu_vm.sh", "setup", *TPU)
-    run = printed("tpu_vm.sh", "run", *TPU, "--", *RUN)
-    delete = printed("tpu_vm.sh", "delete", *TPU)
+    lines = calls("launch", *TPU, "--spot", "--", *RUN)
+    (create,) = calls("create", *TPU, "--spot")
+    assert create[-1] == "--spot"
+    wait = calls("wait", *TPU)
+    setup = calls("setup", *TPU)
+    run = calls("run", *TPU, "--", *RUN)
+    delete = calls("delete", *TPU)
     assert lines[:-2] == [create, *wait, *setup, *run, *wait]
-    assert "test -e /mnt/b/runs/vits/encoder/encoder.json" in lines[-2]
+    assert "test -e /mnt/b/runs/vits/encoder/encoder.json" in lines[-2][-1]
     assert lines[-1:] == delete
+
+
+def test_the_gpu_flags_are_known_to_xla():
+    # An unknown flag aborts the process. The CPU's client reads those for GPUs too.
+    (line,) = printed("slurm_gpu.sbatch", "--dry-run", *RUN)
+    words = shlex.split(line)
+    environment = dict(word.split("=", 1) for word in words[1 : words.index("srun")])
+    flags = environment["XLA_FLAGS"]
+    assert "--xla_gpu_enable_latency_hiding_scheduler=true" in flags
+    for extra, fails in (("", False), (" --xla_gpu_no_such_flag=true", True)):
+        result = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env=os.environ | environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags + extra},
+            capture_output=True,
+            text=True,
+        )
+        assert (result.returncode != 0) == fails, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -132,6 +213,15 @@ def test_tpu_launch_is_all_of_it_in_order():
         ("tpu_vm.sh", ["lunch", *TPU], "give a command"),
         ("tpu_vm.sh", ["create", "--name=resa"], "--zone"),
         ("tpu_vm.sh", ["run", *TPU], "--workdir"),
+        ("tpu_vm.sh", ["create", *TPU, "--type=v7x-16"], "Google Kubernetes Engine"),
+        ("tpu_vm.sh", ["create", *TPU, "--type=tpu7x-16", "--runtime=r"], "Kubernetes"),
+        ("tpu_vm.sh", ["create", *TPU, "--type=v9-8"], "--type=v9-8"),
+        ("tpu_vm.sh", ["create", *TPU, "--spot", "--reserved"], "--reserved"),
+        ("tpu_vm.sh", ["create", *TPU, "--slices=0"], "--slices=0"),
+        ("tpu_vm.sh", ["run", *TPU, "--env", "A B=1", "--", *RUN], "A B=1"),
+        ("tpu_vm.sh", ["run", *TPU, "--env"], "NAME=VALUE"),
+        ("tpu_vm.sh", ["run", *TPU, "--max-duration=soon", "--", *RUN], "--max-duration=soon"),
+        ("tpu_vm.sh", ["launch", *TPU, "--max-relaunches=many", "--", *RUN], "--max-relaunches"),
     ],
 )
 def test_mistakes(script, arguments, words):

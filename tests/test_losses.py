@@ -42,60 +42,45 @@ def to_jax(argument):
     return jnp.asarray(argument) if isinstance(argument, np.ndarray) else argument
 
 
-def alone(name, views, width, gathers, *arguments):
-    """A loss of embeddings alone."""
+def case_of(name, learning, fixed, width, gathers, *arguments):
+    """The case of a loss of one sequence of arrays or, with `fixed`, of two."""
     loss, numpy = getattr(losses, f"{name}_loss"), getattr(statement, name)
+    sequences = (lambda x, y: (x, y)) if fixed else (lambda x, y: (x,))
     return Case(
-        lambda x, y: loss(x, *map(to_jax, arguments)),
-        lambda x, y: numpy(x, *arguments),
-        views,
-        0,
-        width,
-        gathers,
-    )
-
-
-def paired(name, views, width, gathers, *arguments):
-    """A loss of `views` arrays that learn and two without gradient."""
-    loss, numpy = getattr(losses, f"{name}_loss"), getattr(statement, name)
-    return Case(
-        lambda x, y: loss(x, y, *arguments),
-        lambda x, y: numpy(x, y, *arguments),
-        views,
-        2,
-        width,
-        gathers,
+        lambda x, y: loss(*sequences(x, y), *map(to_jax, arguments)),
+        lambda x, y: numpy(*sequences(x, y), *arguments),
+        *(learning, fixed, width, gathers),
     )
 
 
 CASES = {
-    "simclr": alone("simclr", 2, 5, True, 0.3),
-    "simclr_three_views": alone("simclr", 3, 5, True, 0.2),
-    "byol": paired("byol", 2, 5, False),
-    "byol_multi_crop": paired("byol", 4, 5, False),
-    "simsiam": paired("simsiam", 2, 5, False),
-    "mocov3": paired("mocov3", 2, 5, True, 0.3),
-    "swav": paired("swav", 2, K, False, 0.2),
-    "swav_multi_crop": paired("swav", 4, K, False, 0.2),
+    "simclr": case_of("simclr", 2, 0, 5, True, 0.3),
+    "simclr_three_views": case_of("simclr", 3, 0, 5, True, 0.2),
+    "byol": case_of("byol", 2, 2, 5, False),
+    "byol_multi_crop": case_of("byol", 4, 2, 5, False),
+    "simsiam": case_of("simsiam", 2, 2, 5, False),
+    "mocov3": case_of("mocov3", 2, 2, 5, True, 0.3),
+    "swav": case_of("swav", 2, 2, K, False, 0.2),
+    "swav_multi_crop": case_of("swav", 4, 2, K, False, 0.2),
     "dino": Case(
         lambda x, y: losses.dino_loss(x, y[:2], y[2][0], 0.4, 0.3),
         lambda x, y: statement.dino(x, y[:2], y[2][0], 0.4, 0.3),
         *(4, 3, K, False),
     ),
-    "barlow_twins": alone("barlow_twins", 2, 5, False, 0.2, 0.3),
-    "barlow_twins_wide": alone("barlow_twins", 2, 20, True, 0.0051, 0.1),
-    "vicreg": alone("vicreg", 2, 5, False, 2.0, 3.0, 4.0),
-    "vicreg_wide": alone("vicreg", 2, 20, True, 25.0, 25.0, 1.0),
-    "wmse": alone("wmse", 2, 5, True, PERMUTATIONS, 8, 0.0),
-    "wmse_three_views": alone("wmse", 3, 5, True, PERMUTATIONS, 4, 0.2),
-    "cw_rgp": alone("cw_rgp", 2, 20, True, PERMUTATIONS, channel_orders(2, 20, 2), 8, 2, 0.0),
-    "cw_rgp_three_views": alone(
-        "cw_rgp", 3, 20, True, PERMUTATIONS, channel_orders(3, 20, 4), 4, 4, 0.1
+    "barlow_twins": case_of("barlow_twins", 2, 0, 5, False, 0.2, 0.3),
+    "barlow_twins_wide": case_of("barlow_twins", 2, 0, 20, True, 0.0051, 0.1),
+    "vicreg": case_of("vicreg", 2, 0, 5, False, 2.0, 3.0, 4.0),
+    "vicreg_wide": case_of("vicreg", 2, 0, 20, True, 25.0, 25.0, 1.0),
+    "wmse": case_of("wmse", 2, 0, 5, True, PERMUTATIONS, 8, 0.0),
+    "wmse_three_views": case_of("wmse", 3, 0, 5, True, PERMUTATIONS, 4, 0.2),
+    "cw_rgp": case_of("cw_rgp", 2, 0, 20, True, PERMUTATIONS, channel_orders(2, 20, 2), 8, 2, 0.0),
+    "cw_rgp_three_views": case_of(
+        "cw_rgp", 3, 0, 20, True, PERMUTATIONS, channel_orders(3, 20, 4), 4, 4, 0.1
     ),
-    "intl": alone("intl", 2, 20, True, None, 4),
-    "intl_narrow": alone("intl", 3, 5, False, 0.05, 3),
-    "mec": paired("mec", 2, 20, True, None, 4),
-    "mec_narrow": paired("mec", 3, 5, False, 2.0, 5),
+    "intl": case_of("intl", 2, 0, 20, True, None, 4),
+    "intl_narrow": case_of("intl", 3, 0, 5, False, 0.05, 3),
+    "mec": case_of("mec", 2, 2, 20, True, None, 4),
+    "mec_narrow": case_of("mec", 3, 2, 5, False, 2.0, 5),
 }
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -104,7 +89,7 @@ def arrays(case, seed=0):
     """Arrays whose features and views differ in mean and scale; nothing is normalised."""
     rng = np.random.default_rng(seed)
     shape = (case.learning + case.fixed, M, case.width)
-    scale = rng.uniform(0.3, 1.2, size=(len(shape), 1, case.width))[:1]
+    scale = rng.uniform(0.3, 1.2, size=case.width)
     x = scale * rng.normal(size=shape) + rng.normal(size=(shape[0], 1, case.width)) / 3
     return list(x[: case.learning]), list(x[case.learning :])
 
@@ -139,13 +124,11 @@ def test_value_and_gradients(name):
         np.testing.assert_array_equal(gradient, 0)
     rng = np.random.default_rng(1)
     for view, gradient in enumerate(gradients):
-        for _ in range(3):
-            direction = rng.normal(size=gradient.shape)
-            expected = slope(case, x, y, view, direction)
-            scale = np.linalg.norm(gradient)
-            np.testing.assert_allclose(
-                np.sum(gradient * direction), expected, rtol=1e-6, atol=1e-6 * scale
-            )
+        direction = rng.normal(size=gradient.shape)
+        expected = slope(case, x, y, view, direction)
+        scale = np.linalg.norm(gradient)
+        ours = np.sum(gradient * direction)
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6 * scale)
 
 
 @every_case
@@ -210,10 +193,13 @@ def scores(rows, seed):
 @pytest.mark.parametrize("queue", [0, QUEUE, 5])
 def test_swav_assignment(queue):
     batch, earlier = scores(M, 0), scores(queue, 1)
+
+    def total(s, q):
+        assignment = losses.swav_assignment(s, q if queue else None, 0.1, 4)
+        return jnp.sum(assignment**2), assignment
+
     with jax.enable_x64(True):
-        function = lambda s, q: losses.swav_assignment(s, q if queue else None, 0.1, 4)
-        ours = jax.jit(function)(batch, earlier)
-        gradients = jax.grad(lambda s, q: jnp.sum(function(s, q) ** 2), (0, 1))(batch, earlier)
+        gradients, ours = jax.jit(jax.grad(total, (0, 1), has_aux=True))(batch, earlier)
     expected = statement.sinkhorn(np.concatenate([batch, earlier]), 0.1, 4)[:M]
     np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-12)
     assert all((np.asarray(g) == 0).all() for g in gradients)
@@ -237,28 +223,28 @@ def test_swav_assignment_leaves_rows_on_their_devices():
 
 def test_prototype_scores():
     rng = np.random.default_rng(0)
-    z, prototypes, weight = rng.normal(size=(M, 5)), rng.normal(size=(K, 5)), scores(M, 1)
-    z[0] = prototypes[0] = 0
+    sides, weight = [rng.normal(size=(M, 5)), rng.normal(size=(K, 5))], scores(M, 1)
+    sides[0][0] = sides[1][0] = 0
+
+    def numpy(z, prototypes):
+        return np.array([[statement.cos(a, c) for c in prototypes] for a in z])
+
+    def total(z, prototypes):
+        cosines = losses.prototype_scores(z, prototypes)
+        return jnp.sum(cosines * weight), cosines
+
     with jax.enable_x64(True):
-        total = lambda z, c: jnp.sum(losses.prototype_scores(z, c) * weight)
-        ours = losses.prototype_scores(jnp.asarray(z), jnp.asarray(prototypes))
-        to_z, to_prototypes = jax.grad(total, (0, 1))(z, prototypes)
-    expected = np.array([[statement.cos(a, c) for c in prototypes] for a in z])
-    np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-15)
-    unit = lambda x: x / np.linalg.norm(x)
-    for i in range(1, M):  # d cos(a, c) / da = (c - cos a) / |a|, of unit vectors
-        by_hand = sum(
-            weight[i, k] * (unit(prototypes[k]) - expected[i, k] * unit(z[i])) for k in range(1, K)
-        )
-        np.testing.assert_allclose(to_z[i], by_hand / np.linalg.norm(z[i]), rtol=1e-6)
-    for k in range(1, K):
-        by_hand = sum(
-            weight[i, k] * (unit(z[i]) - expected[i, k] * unit(prototypes[k])) for i in range(1, M)
-        )
-        norm = np.linalg.norm(prototypes[k])
-        np.testing.assert_allclose(to_prototypes[k], by_hand / norm, rtol=1e-6)
-    assert np.isfinite(to_z).all()
-    assert np.isfinite(to_prototypes).all()
+        gradients, ours = jax.jit(jax.grad(total, (0, 1), has_aux=True))(*sides)
+    np.testing.assert_allclose(ours, numpy(*sides), rtol=1e-8, atol=1e-15)
+    for side, gradient in enumerate(map(np.asarray, gradients)):
+        assert np.isfinite(gradient).all()
+        direction = rng.normal(size=gradient.shape)
+        direction[0] = 0  # cosines have no derivative where a row is 0
+        moved = [list(sides), list(sides)]
+        for sign, sides_moved in zip((1, -1), moved, strict=True):
+            sides_moved[side] = sides[side] + sign * 1e-5 * direction
+        expected = np.sum((numpy(*moved[0]) - numpy(*moved[1])) * weight) / 2e-5
+        np.testing.assert_allclose(np.sum(gradient * direction), expected, rtol=1e-6)
 
 
 def test_dino_center():

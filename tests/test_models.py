@@ -10,7 +10,8 @@ import torch_layouts
 from flax import nnx
 
 from resa_jax.errors import UserError
-from resa_jax.models.encoders import ENCODERS, create_encoder, create_predictor, create_projector
+from resa_jax.models.encoders import ENCODERS, create_encoder
+from resa_jax.models.heads import HEADS
 from resa_jax.models.layers import BatchNorm, Frozen, call_block
 from resa_jax.models.resnet import BasicBlock, Bottleneck
 from resa_jax.models.spec import EncoderSpec
@@ -292,24 +293,25 @@ def test_initial_vits():
 
 
 @pytest.mark.parametrize(
-    ("name", "head", "fans"),
+    ("family", "head", "fans"),
     [
-        ("resnet18", "projector", {"linear1": 512, "linear2": 2048, "linear3": 2048}),
-        ("resnet18", "predictor", {"linear1": 512, "linear2": 2048}),
-        ("vit_s16", "projector", {"linear1": 2560, "linear2": 4096, "linear3": 2560}),
-        ("vitc_s16", "predictor", {"linear1": 2560, "linear2": 2560}),
+        ("convnet", "projector", {"linear1": 512, "linear2": 2048, "linear3": 2048}),
+        ("convnet", "predictor", {"linear1": 512, "linear2": 2048}),
+        ("vit", "projector", {"linear1": 2560, "linear2": 4096, "linear3": 2560}),
+        ("vit", "predictor", {"linear1": 2560, "linear2": 2560}),
     ],
 )
-def test_initial_heads(name, head, fans):
+def test_initial_heads(family, head, fans):
     def create():
+        projector, predictor = HEADS[family]
         if head == "projector":
-            return create_projector(name, 512, rngs=nnx.Rngs(0))
-        return create_predictor(name, rngs=nnx.Rngs(0))
+            return projector(512, 2048, 512, rngs=nnx.Rngs(0))
+        return predictor(512, 2048, rngs=nnx.Rngs(0))
 
     paths = [f"{layer}/{leaf}" for layer in fans for leaf in ("kernel", "bias")]
     params = initial(create, *paths)
     for layer, fan in fans.items():
-        if name == "resnet18":  # inputs: PyTorch's default
+        if family == "convnet":  # inputs: PyTorch's default
             assert_uniform(params[f"{layer}/kernel"], 1 / math.sqrt(fan))
             assert_uniform(params[f"{layer}/bias"], 1 / math.sqrt(fan))
         else:  # inputs and outputs: Xavier
@@ -319,13 +321,10 @@ def test_initial_heads(name, head, fans):
 
 def test_projector_gives_its_hidden_layers():
     x = jnp.asarray(torch_layouts.noise((8, 16), 1), jnp.float32)
-    for name in ("resnet18", "vit_s16"):
-        projector = filled(
-            lambda name=name: create_projector(
-                name, 16, hidden_size=32, output_size=4, rngs=nnx.Rngs(0)
-            )
-        )
-        p0, p1, z = projector.layers(x, train=True)
+    for head, _ in HEADS.values():
+        projector = filled(lambda head=head: head(16, 32, 4, rngs=nnx.Rngs(0)))
+        layers = projector.layers(x, train=True)
+        p0, p1, z = (layers[name] for name in projector.layer_names)
         assert (p0.shape, p1.shape, z.shape) == ((8, 32), (8, 32), (8, 4))
         np.testing.assert_allclose(p0, projector.linear1(x))
         np.testing.assert_allclose(z, projector(x, train=True), atol=1e-5)
@@ -600,20 +599,20 @@ def test_heads_equal_pytorchs(vit, head):
     torch = pytest.importorskip("torch")
     import torch_models
 
-    name, inputs = "vit_s16" if vit else "resnet18", torch_layouts.noise((6, 64), 3)
+    family, inputs = "vit" if vit else "convnet", torch_layouts.noise((6, 64), 3)
     if head == "projector":
         tensors = torch_layouts.formula(torch_layouts.projector(vit, 64, 128, 32))
         theirs = torch_models.projector(vit, 64, 128, 32)
-        slots = projector_slots(name, 64, 128, 32)
-        create, options = create_projector, {"hidden_size": 128, "output_size": 32}
+        slots = projector_slots(family, 64, 128, 32)
+        create = lambda: HEADS[family][0](64, 128, 32, rngs=nnx.Rngs(0))
     else:
         tensors = torch_layouts.formula(torch_layouts.predictor(vit, 64, 128))
         theirs = torch_models.predictor(vit, 64, 128)
-        slots = predictor_slots(name, 64, 128)
-        create, options = create_predictor, {"hidden_size": 128}
+        slots = predictor_slots(family, 64, 128)
+        create = lambda: HEADS[family][1](64, 128, rngs=nnx.Rngs(0))
     theirs = torch_models.load(theirs, tensors)
     with jax.enable_x64(True), torch.no_grad():
-        ours = merge(lambda: create(name, 64, **options, rngs=nnx.Rngs(0)), slots, tensors)
+        ours = merge(create, slots, tensors)
         for train in (False, True):
             theirs.train(train)
             assert_close(

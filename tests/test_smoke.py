@@ -71,9 +71,9 @@ def test_smoke(name, tmp_path, request, capsys):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["momentum_network=false", "predictor=true"],
-        ["assignment=embedding", "precision=bfloat16"],
-        ["assignment=momentum", "symmetric=true"],
+        ["method.momentum_network=false", "method.predictor=true"],
+        ["method.assignment=embedding", "precision=bfloat16"],
+        ["method.assignment=momentum", "method.symmetric=true"],
     ],
 )
 def test_ablations(overrides, tmp_path):

@@ -6,6 +6,7 @@ Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020.
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resa_jax.methods.similarity import mean_cosine, other_view_pairs
@@ -25,4 +26,5 @@ def byol_loss(
     A *sum*: the learning rates of BYOL's recipes assume it, and a mean would halve the gradient.
     """
     targets = [jax.lax.stop_gradient(z) for z in momentum_embeddings]
-    return sum(2 - 2 * mean_cosine(p, z) for p, z in other_view_pairs(predictions, targets))
+    terms = [2 - 2 * mean_cosine(p, z) for p, z in other_view_pairs(predictions, targets)]
+    return jnp.sum(jnp.stack(terms))

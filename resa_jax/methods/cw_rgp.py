@@ -64,7 +64,7 @@ def cw_rgp_loss(
         for v, z in enumerate(embeddings)
     ]
     terms = [2 - 2 * mean_cosine(u, v) for u, v in other_view_pairs(whitened, whitened)]
-    return sum(terms) / len(terms)
+    return jnp.mean(jnp.stack(terms))
 
 
 def whiten_samples(

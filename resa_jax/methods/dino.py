@@ -43,7 +43,7 @@ def dino_loss(
         )
         for s, q in other_view_pairs(student_scores, targets)
     ]
-    return sum(terms) / len(terms)
+    return jnp.mean(jnp.stack(terms))
 
 
 def dino_center(

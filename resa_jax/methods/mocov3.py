@@ -23,11 +23,11 @@ def mocov3_loss(
     2 tau, which keeps the gradient's size when the temperature changes. Negatives are the other
     images of the other view alone. No gradient flows into the momentum embeddings.
     """
-    total = 0.0
+    terms = []
     targets = [jax.lax.stop_gradient(z) for z in momentum_embeddings]
     for p, z in other_view_pairs(predictions, targets):
         logits = cosine_similarity(p, z) / temperature
         positive = jnp.sum(normalize(p) * normalize(z), axis=1) / temperature
         cross_entropy = jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive)
-        total += 2 * temperature * cross_entropy
-    return total
+        terms.append(2 * temperature * cross_entropy)
+    return jnp.sum(jnp.stack(terms))

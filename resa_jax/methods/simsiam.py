@@ -6,6 +6,7 @@ Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021.
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resa_jax.methods.similarity import mean_cosine, other_view_pairs
@@ -21,4 +22,4 @@ def simsiam_loss(
     """
     targets = [jax.lax.stop_gradient(z) for z in embeddings]
     terms = [-mean_cosine(p, z) for p, z in other_view_pairs(predictions, targets)]
-    return sum(terms) / len(terms)
+    return jnp.mean(jnp.stack(terms))

@@ -76,4 +76,4 @@ def swav_loss(
         -jnp.mean(jnp.sum(q * jax.nn.log_softmax(at_least_float32(s) / temperature), axis=1))
         for s, q in other_view_pairs(scores, targets)
     ]
-    return sum(terms) / len(terms)
+    return jnp.mean(jnp.stack(terms))

@@ -57,7 +57,7 @@ def wmse_loss(
     whiten = jax.vmap(lambda z: whiten_features(z, epsilon))
     whitened = [whiten(gather_rows(at_least_float32(z))[slices]) for z in embeddings]
     terms = [2 - 2 * mean_cosine(u, v) for u, v in other_view_pairs(whitened, whitened)]
-    return sum(terms) / len(terms)
+    return jnp.mean(jnp.stack(terms))
 
 
 def whiten_features(z: Float[Array, "n d"], epsilon: float) -> Float[Array, "n d"]:

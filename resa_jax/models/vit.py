@@ -4,7 +4,7 @@ Settings: winci-ai/resa, src/vision_transformer.py at commit 6b774ef; Chen et al
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class ViTSize(NamedTuple):
     linear_blocks: int = 4
 
 
-_LARGE = {"linear_rate": 0.02, "linear_blocks": 1}
+_LARGE: dict[str, Any] = {"linear_rate": 0.02, "linear_blocks": 1}
 
 
 VITS = {

@@ -1,6 +1,7 @@
 """The assignment of a batch by a checkpoint's two networks (Figure 11), and what it says."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def assignment_matrix(
       seed: of the view.
     """
     config = from_json(read_config(checkpoint))
-    method = create_method(config.method)
+    method: Any = create_method(config.method)  # one that has `assign`
     networks = create_networks(config, method)
     names = ("params", "batch_stats", "ema_params", "ema_batch_stats")
     state = {name: {} for name in names} | read_subtree(checkpoint, *names)

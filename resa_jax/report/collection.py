@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -38,7 +39,9 @@ class Collection:
 
     def save(self, path: Path) -> None:
         """Writes encodings, labels, paths, class_names and the further layers to an npz file."""
-        arrays = {"encodings" if k == "encoding" else k: v for k, v in self._arrays.items()}
+        arrays: dict[str, Any] = {
+            "encodings" if k == "encoding" else k: v for k, v in self._arrays.items()
+        }
         del arrays["indices"]
         arrays["paths"] = np.array(self.titles)
         if self._source.is_labelled and self._source.class_names:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy.spatial import ConvexHull, QhullError
 
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -63,7 +64,7 @@ def scatter_figure(
         axes = figure.subplots()
         axes.set_axis_off()
         if labels is None:
-            axes.scatter(*points.T, s=8, color="#33638d", alpha=0.6, linewidths=0)
+            axes.scatter(points[:, 0], points[:, 1], s=8, color="#33638d", alpha=0.6, linewidths=0)
             return _data_uri(figure, "png")
         classes = np.unique(labels)
         colors = colormaps["tab10" if len(classes) <= 10 else "tab20"]
@@ -72,7 +73,9 @@ def scatter_figure(
             own = points[labels == label]
             color = colors(number % colors.N)
             name = _short(class_names[label]) if named else None
-            axes.scatter(*own.T, s=8, color=color, alpha=0.75, linewidths=0, label=name)
+            axes.scatter(
+                own[:, 0], own[:, 1], s=8, color=color, alpha=0.75, linewidths=0, label=name
+            )
             if named:
                 _draw_hull(axes, own, color)
         if named:
@@ -101,7 +104,7 @@ def heat_map_figure(matrices: dict[str, Float[np.ndarray, "m m"]], borders: list
             axes.set_xticks([])
             axes.set_yticks([])
         bar = figure.colorbar(image, ax=list(panels), shrink=0.85)
-        ticks = np.linspace(0, top, 5)
+        ticks = [top * share for share in (0, 0.25, 0.5, 0.75, 1)]
         bar.set_ticks(ticks, labels=[f"{tick**2:.2f}" for tick in ticks])
         bar.set_label("weight (root scale)")
         return _data_uri(figure, "png")

@@ -111,7 +111,9 @@ class Sample:
         points = plane.fit_transform(l2_normalize(self.features).astype(np.float32))
         caption = f"t-SNE of {len(points)} encodings (perplexity {perplexity:.3g})."
         if self.labels is not None:
-            shown, there = len(np.unique(self.labels)), len(np.unique(self.source.labels))
+            shown, there = (
+                len(np.unique(x)) for x in (self.labels, np.asarray(self.source.labels))
+            )
             if shown < there:
                 caption += f" {shown} of the {there:,} classes, drawn at random."
             caption += " A hull holds the 90 % of its class that lie nearest to the class's median."
@@ -123,9 +125,10 @@ class Sample:
 
     def sub_clusters(self, classes: int = 3, groups: int = 5) -> list[Picture]:
         """Figure 7's strips: the largest classes, each split by k-means."""
+        assert self.labels is not None  # called for labelled sources alone
         numbers, counts = np.unique(self.labels, return_counts=True)
-        largest = numbers[np.argsort(-counts, kind="stable")][:classes]
-        largest = [label for label in largest if counts[numbers == label][0] >= STRIP]
+        order = np.argsort(-counts, kind="stable")[:classes]
+        largest = [numbers[n] for n in order if counts[n] >= STRIP]
         pictures = []
         for label in largest:
             members = np.flatnonzero(self.labels == label)

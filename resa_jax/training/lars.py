@@ -45,7 +45,7 @@ def lars(
 
 
 class _TrustRatioState(NamedTuple):
-    count: jax.Array
+    steps: jax.Array
 
 
 def _scale_by_trust_ratio(learning_rate, weight_decay, trust_coefficient, clip, exclude_1d):
@@ -56,7 +56,7 @@ def _scale_by_trust_ratio(learning_rate, weight_decay, trust_coefficient, clip, 
     def update(updates, state, params=None):
         if params is None:
             raise ValueError("lars scales by the parameters' norms: pass `params` to `update`.")
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
 
         def scaled(g, p):
             if exclude_1d and p.ndim == 1:
@@ -70,7 +70,7 @@ def _scale_by_trust_ratio(learning_rate, weight_decay, trust_coefficient, clip, 
             return jnp.where((p_norm == 0) | (g_norm == 0), g, result)
 
         updates = jax.tree.map(scaled, updates, params)
-        return updates, _TrustRatioState(optax.safe_increment(state.count))
+        return updates, _TrustRatioState(optax.safe_increment(state.steps))
 
     return optax.GradientTransformation(init, update)
 
