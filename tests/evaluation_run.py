@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def initial_state(config: ConfigDict, seed: int) -> tuple[Networks, TrainState]:
     """The structures of a recipe's networks, and an untrained state."""
     method = create_method(config.method)
-    networks, _ = create_networks(config, method)
+    networks = create_networks(config, method)
     trees = init_networks(config, method, jax.random.key(seed), networks.width)
     buffers = method.buffers(config.batch_size, networks.width)
     return networks, create_train_state(*trees, buffers, optax.sgd(0.1), ema=True)

@@ -48,7 +48,7 @@ def test_encodings_are_those_of_the_encoder(workdir, digits):
 
 @pytest.mark.parametrize("rows", [ROWS, np.random.default_rng(0).permutation(ROWS)])
 def test_rows_belong_together_in_any_order_of_devices(digits, rows):
-    mesh = create_mesh(np.random.default_rng(1).permutation(jax.devices()))
+    mesh = create_mesh(list(np.random.default_rng(1).permutation(jax.devices())))
     mean = lambda images, sizes: {"mean": images.astype(np.float32).mean((1, 2, 3))[:, None]}
     arrays = encode_rows(mean, digits, rows, 16, mesh)
     np.testing.assert_array_equal(arrays["indices"], rows)
