@@ -420,9 +420,10 @@ def test_remat_changes_nothing(kind):
 def test_bfloat16_leaves_parameters_and_statistics_in_float32(name):
     def outputs():
         encoder = create_tiny(name, dtype=jnp.bfloat16)
-        options = {"hidden_size": 32, "dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
-        projector = create_projector(name, encoder.num_features, output_size=16, **options)
-        predictor = create_predictor(name, 16, **options)
+        options = {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
+        create_projector, create_predictor = HEADS[encoder.family]
+        projector = create_projector(encoder.num_features, 32, 16, **options)
+        predictor = create_predictor(16, 32, **options)
         encodings = encoder(jnp.zeros((2, 32, 32, 3)), train=True)
         embeddings = projector(encodings, train=True)
         predictions = predictor(embeddings, train=True)
