@@ -11,6 +11,7 @@ five of the source is held out, by a fixed split; a `tfds:` source brings its ow
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
@@ -75,6 +76,7 @@ def main(arguments: list[str]) -> None:
     from resa_jax.evaluation import command
     from resa_jax.report.tables import format_result
 
+    results: Iterable[tuple[dict, Path | None]]
     if _FEATURES.value is not None:
         results = command.evaluate_features(
             protocols, Path(_FEATURES.value), _path(_TEST_FEATURES.value), _SEED.value

@@ -29,7 +29,8 @@ shown = [name for name in dir(resa_jax) if name in {list(NAMES)!r}]
 kinds = {{}}
 for name in {list(NAMES)!r}:
     value = getattr(resa_jax, name)
-    kinds[name] = next(k for k in ("module", "class", "function") if getattr(inspect, "is" + k)(value))
+    tests = {{k: getattr(inspect, "is" + k) for k in ("module", "class", "function")}}
+    kinds[name] = next(kind for kind, test in tests.items() if test(value))
 print(json.dumps([loaded, shown, kinds]))
 """
 

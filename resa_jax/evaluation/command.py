@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,7 +63,9 @@ def evaluate_features(
     train = read_features(features)
     test = None if test_features is None else read_features(test_features)
     for protocol in protocols:
-        parts = train_and_test(train, test) if protocol.needs_test else (train, None)
+        parts: tuple[Any, Any] = (train, None)
+        if protocol.needs_test:
+            parts = train_and_test(train, test)
         scores = protocol.score(*parts, seed)
         origin = {
             "encoder": None,
@@ -85,7 +88,9 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, Path 
         if not paths:
             raise UserError(f"--all_checkpoints: {request.encoder} holds no checkpoints.")
     source, test_source = open_labelled_sources(protocols, request)
-    test_title = _source_title(request.test_source, request.test_split)
+    test_set = None
+    if test_source is not None and request.test_source is not None:
+        test_set = test_source, _source_title(request.test_source, request.test_split)
     for path in paths:
         encoder = load_encoder(path, request.arch, request.network, projector=True)
         workdir = find_workdir(path)
@@ -93,7 +98,7 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, Path 
         features = SharedFeatures(
             encoder,
             (source, _source_title(request.source, request.split)),
-            None if test_source is None else (test_source, test_title),
+            test_set,
             planned,
             batch_size=request.batch_size,
             cache=_cache(request, workdir),
@@ -111,6 +116,7 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, Path 
                 "classes": request.classes,
                 "preprocessing": dataclasses.asdict(preprocessing),
             }
+            parts: tuple[Any, Any]
             if protocol.on_features:
                 parts = features(protocol, preprocessing)
                 scores = protocol.score(*parts, request.seed)
@@ -131,7 +137,7 @@ def open_labelled_sources(protocols, request: Request) -> tuple[Source, Source |
     Raises:
       UserError: one of them has no labels.
     """
-    options = {"classes": request.classes, "on_bad_image": request.on_bad_image}
+    options: dict[str, Any] = {"classes": request.classes, "on_bad_image": request.on_bad_image}
     source = open_source(request.source, split=request.split, **options)
     test_source = None
     if request.test_source is not None and any(protocol.needs_test for protocol in protocols):

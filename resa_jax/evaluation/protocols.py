@@ -182,8 +182,8 @@ class LinearImageNet:
           pretraining_batch: the global batch of the encoder's run, None where it is not on record.
         """
         rate, blocks = encoder.spec.create().linear_settings(pretraining_batch)
-        changes = {"rates": self.rates or (rate,), "blocks": blocks and (self.blocks or blocks)}
-        return dataclasses.replace(self, **changes), train
+        blocks = blocks and (self.blocks or blocks)
+        return dataclasses.replace(self, rates=self.rates or (rate,), blocks=blocks), train
 
     def score(self, encoder, preprocessing, train, test, seed: int) -> dict[str, dict]:
         """A row for each learning rate."""
@@ -266,7 +266,7 @@ def create_protocol(name: str, **fields):
         if field == "normalization" and value not in NORMALIZATIONS:
             raise UserError(f"normalization={value} must be one of {', '.join(NORMALIZATIONS)}.")
     protocol = PROTOCOLS[name](**fields)
-    if "list_file" in known and not protocol.list_file:
+    if "list_file" in known and not fields.get("list_file"):
         raise UserError(
             f"Protocol {name} needs --list_file=FILE with the names of the images to train on, "
             f"one a line (SimCLR's {name.removeprefix('finetune-')}percent.txt)."

@@ -55,7 +55,7 @@ class Subset:
                 labels = np.full(batch_size, -1, np.int32)
                 labels[: len(part)] = self.labels[part]
                 labels[batch["indices"] != asked] = -1  # stand-ins of undecodable images
-                arrays = batch["images"], batch["sizes"], labels
+                arrays: tuple = batch["images"], batch["sizes"], labels
                 if not filled:
                     arrays = tuple(array[labels >= 0] for array in arrays)
                 if len(arrays[0]):
@@ -93,8 +93,8 @@ def open_subsets(source: Source, test_source: Source | None) -> tuple[Subset, Su
     """
     labels = np.asarray(source.labels)
     if test_source is None:
-        train, test = fixed_split(len(source))
-        return Subset(source, train, labels[train]), Subset(source, test, labels[test])
+        rows, held_out = fixed_split(len(source))
+        return Subset(source, rows, labels[rows]), Subset(source, held_out, labels[held_out])
     test_labels = align_labels(
         np.asarray(test_source.labels), test_source.class_names, labels, source.class_names
     )
