@@ -126,7 +126,7 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, Path 
                 parts = train, test
                 scores = protocol.score(encoder, preprocessing, *parts, request.seed)
             yield (
-                _result(protocol, origin, request.seed, *parts, scores),
+                _result(protocol, origin, request.seed, parts[0], parts[1], scores),
                 _default_path(protocol, path, workdir, request),
             )
 
@@ -209,7 +209,7 @@ def _preprocessing(protocol, encoder: Encoder, request: Request) -> Preprocessin
     return preprocessing
 
 
-def _source_title(name: str | None, split: str) -> str | None:
+def _source_title(name: str, split: str) -> str:
     return f"{name}, split {split}" if name and name.startswith("tfds:") else name
 
 
