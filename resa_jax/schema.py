@@ -6,10 +6,18 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Literal
 
-from resa_jax import fields
 from resa_jax.data.view import View
 from resa_jax.errors import UserError
-from resa_jax.fields import NOT_EMPTY, Field, Rule, field, fields_of, not_negative, positive
+from resa_jax.fields import (
+    NOT_EMPTY,
+    Field,
+    Rule,
+    between,
+    field,
+    fields_of,
+    not_negative,
+    positive,
+)
 
 
 _METHODS = Path(__file__).parent / "methods"
@@ -30,7 +38,7 @@ class Top:
     warmup_epochs: int = field(2, not_negative(), "of linear warm-up from 0")
     weight_decay: float = field(1e-5, not_negative(1e6), "of every parameter that is trained")
     ema_momentum: float = field(
-        0.996, fields.between(0, 1), "of the EMA network at the start; rises to 1 by a cosine"
+        0.996, between(0, 1), "of the EMA network at the start; rises to 1 by a cosine"
     )
     precision: Literal["float32", "bfloat16"] = field(
         "float32", "of the networks; assignment and loss take float32 at least"
@@ -165,7 +173,7 @@ def method_group(name: str) -> type:
             f"config.method.name is {name!r}; the nearest method is {nearest!r}. "
             f"There are: {', '.join(names)}."
         )
-    known = vars(fields) | {"Literal": Literal}
+    known = field.__globals__ | {"Literal": Literal}  # what a declaration can name
     named: list[tuple] = [("name", str, field(name, NOT_EMPTY, "the file in methods/"))]
     for line in declaration.body:
         source = ast.unparse(line)

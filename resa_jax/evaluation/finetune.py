@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from resa_jax.data.sources import Source
 from resa_jax.encoder import Encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation.preprocessing import Preprocessing
-from resa_jax.evaluation.protocols import Finetune1
 from resa_jax.evaluation.training import (
     Subset,
     TrainingView,
@@ -35,7 +35,7 @@ from resa_jax.sharding import create_mesh, replicated
 
 
 def finetune(
-    protocol: Finetune1,
+    protocol: Any,
     encoder: Encoder,
     preprocessing: Preprocessing,
     train: Subset,
@@ -46,6 +46,9 @@ def finetune(
 
     SGD with momentum, both rates times batch_size / 256 and, in epoch e of n, times
     (1 + cos(pi e / n)) / 2; the last partial batch is kept.
+
+    Args:
+      protocol: `protocols.Finetune1`, or one with its fields.
 
     Returns:
       "finetune": the accuracies after the last epoch and in the best one (by top-1).
@@ -88,7 +91,7 @@ def finetune(
 
 
 def create_optimizer(
-    protocol: Finetune1, frozen: dict, rates: dict[str, float | Array]
+    protocol: Any, frozen: dict, rates: dict[str, float | Array]
 ) -> optax.GradientTransformation:
     """SGD for {"encoder": ..., "heads": ...}; frozen tensors are neither updated nor decayed.
 

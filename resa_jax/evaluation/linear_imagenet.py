@@ -1,6 +1,7 @@
 """linear-imagenet: linear classifiers trained on augmented views through the frozen encoder."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,7 +9,6 @@ import optax
 
 from resa_jax.encoder import Encoder
 from resa_jax.evaluation.preprocessing import Preprocessing
-from resa_jax.evaluation.protocols import LinearImageNet
 from resa_jax.evaluation.training import (
     Subset,
     TrainingView,
@@ -25,7 +25,7 @@ from resa_jax.sharding import create_mesh, replicated
 
 
 def linear_imagenet(
-    protocol: LinearImageNet,
+    protocol: Any,
     encoder: Encoder,
     preprocessing: Preprocessing,
     train: Subset,
@@ -36,6 +36,9 @@ def linear_imagenet(
 
     Cross-entropy, SGD with momentum, the rates times batch_size / 256; kernels start from
     N(0, 0.01), biases from 0. The encoder stays in evaluation mode.
+
+    Args:
+      protocol: `protocols.LinearImageNet` with its rates and blocks filled in.
 
     Returns:
       For each rate the accuracies after the last epoch and in the best one (by top-1).

@@ -66,6 +66,34 @@ def create_train_state(
     )
 
 
+def make_objective(
+    method: Method, networks: Networks, steps_per_epoch: int, seed: int
+) -> Callable[..., tuple[jax.Array, tuple]]:
+    """What the step differentiates: `objective(params, state, ema_params, views)`.
+
+    Returns:
+      A function that gives the loss and `(batch_stats, ema_batch_stats, buffers, metrics)`.
+    """
+
+    def objective(params, state, ema_params, views):
+        online, batch_stats = forward(networks.online, params, state.batch_stats, views)
+        target, ema_batch_stats = None, state.ema_batch_stats
+        if networks.momentum is not None:
+            target, ema_batch_stats = forward(
+                networks.momentum, ema_params, ema_batch_stats, views[:MOMENTUM_VIEWS]
+            )
+            target = jax.lax.stop_gradient(target)
+        moment = Moment(
+            step=state.step,
+            epoch=state.step / steps_per_epoch,
+            key=jax.random.fold_in(method_key(seed), state.step),
+        )
+        loss, buffers, metrics = method(online, target, state.buffers, moment)
+        return loss, (batch_stats, ema_batch_stats, buffers, metrics)
+
+    return objective
+
+
 def method_key(seed: int) -> jax.Array:
     """Where a method's random numbers start, apart from initialisation's and augmentation's."""
     return jax.random.fold_in(jax.random.key(seed), 2)
@@ -91,21 +119,7 @@ def make_train_step(
       steps_per_epoch, seed: what a method's `Moment` is made of.
     """
 
-    def objective(params, state, ema_params, views):
-        online, batch_stats = forward(networks.online, params, state.batch_stats, views)
-        target, ema_batch_stats = None, state.ema_batch_stats
-        if networks.momentum is not None:
-            target, ema_batch_stats = forward(
-                networks.momentum, ema_params, ema_batch_stats, views[:MOMENTUM_VIEWS]
-            )
-            target = jax.lax.stop_gradient(target)
-        moment = Moment(
-            step=state.step,
-            epoch=state.step / steps_per_epoch,
-            key=jax.random.fold_in(method_key(seed), state.step),
-        )
-        loss, buffers, metrics = method(online, target, state.buffers, moment)
-        return loss, (batch_stats, ema_batch_stats, buffers, metrics)
+    objective = make_objective(method, networks, steps_per_epoch, seed)
 
     def train_step(state: TrainState, views: Views) -> tuple[TrainState, dict[str, jax.Array]]:
         # The authors' order: the EMA network first takes in the parameters from *before* this
