@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import importlib
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Literal
@@ -173,7 +174,8 @@ def method_group(name: str) -> type:
             f"config.method.name is {name!r}; the nearest method is {nearest!r}. "
             f"There are: {', '.join(names)}."
         )
-    known = field.__globals__ | {"Literal": Literal}  # what a declaration can name
+    # What a declaration can name.
+    known = vars(importlib.import_module("resa_jax.fields")) | {"Literal": Literal}
     named: list[tuple] = [("name", str, field(name, NOT_EMPTY, "the file in methods/"))]
     for line in declaration.body:
         source = ast.unparse(line)
