@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A run on one or several Cloud TPU slices of any size, made as a queued resource.
+# shellcheck disable=SC2329 # the last line calls the function that the command names
 set -euo pipefail
 
 usage() {
@@ -372,4 +373,4 @@ if [[ $command == run || $command == launch ]]; then
   [[ ${arguments[*]-} == *--config=* && -n $workdir ]] ||
     fail "--config and --workdir are needed after --."
 fi
-"$command"
+"$command"; exit # on one line: bash reads no further, should this file change during a long launch
