@@ -114,8 +114,8 @@ def training_batches(
 
 def over_images(
     forward: Callable, subset: Subset, batch_size: int, mesh: Mesh
-) -> tuple[dict[str, Float[np.ndarray, "n _"]], Int[np.ndarray, " n"]]:
-    """`forward(images, sizes)` of the decodable images of a subset, and their labels."""
+) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " n"]]:
+    """What `encode_rows` gives for a subset, and the labels of its decodable images."""
     outputs = encode_rows(forward, subset.source, subset.rows, batch_size, mesh)
     return outputs, subset.labels[np.isin(subset.rows, outputs["indices"])]
 
