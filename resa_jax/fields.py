@@ -72,7 +72,9 @@ class Field(NamedTuple):
         if any(_conforms(value, kind) for kind in others):
             return None
         if not _conforms(value, main):
-            return self.kind_in_words
+            # A rule for several numbers says how many.
+            several = isinstance(value, list | tuple)
+            return self.rule.says if several and self.rule else self.kind_in_words
         return None if self.rule is None or self.rule.fits(value) else self.rule.says
 
     @property
@@ -128,11 +130,8 @@ def _parse(text: str, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         return {value: value for value in get_args(kind)}[text]
     if get_origin(kind) is tuple:
-        numbers = ast.literal_eval(text)
-        value = tuple(k(x) for k, x in zip(get_args(kind), numbers, strict=True))
-        if value != tuple(numbers):
-            raise ValueError(text)
-        return value
+        numbers = tuple(ast.literal_eval(text))  # how many and which ones, `wrong` looks at
+        return tuple(map(float, numbers)) if float in get_args(kind) else numbers
     return kind(text)
 
 

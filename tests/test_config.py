@@ -112,7 +112,7 @@ def test_overrides():
         ("base_lr=inf", ["base_lr", "inf", "at most"]),
         ("batch_size=100000000000000000000000000", ["batch_size", "at most"]),
         ("data.std=(0,1,1)", ["data.std", "above 0"]),
-        ("profile=(1,2,3)", ["profile", "two numbers"]),
+        ("profile=(1,2,3)", ["profile", "two whole numbers"]),
         ("profile=(0,2)", ["profile", "from 1"]),
         ("method=simclr", ["config.method", "group"]),
         ("precision=float16", ["precision", "float16", "bfloat16"]),

@@ -207,6 +207,12 @@ def test_architecture_from_shapes(name, tmp_path):
     assert spec == EncoderSpec(name, image_size=224, resize=256)
 
 
+def tensors_of(encoder):
+    """What a loaded encoder would be in PyTorch."""
+    trees = encoder.params["encoder"], encoder.batch_stats["encoder"]
+    return encoder_to_torch(encoder.spec, *trees)
+
+
 def test_patch_and_image_size_from_shapes(tmp_path):
     for conv_stem, name in ((False, "vit_ti16"), (True, "vitc_s16")):
         width, depth = (384, 11) if conv_stem else (192, 12)
@@ -235,7 +241,7 @@ def test_a_position_table_in_the_file_is_used(tmp_path):
     encoder, tensors = small_encoder("vit_s16")
     path = tmp_path / "vit.safetensors"
     write_tensors(path, tensors, asdict(encoder[0]))
-    table = load_encoder(path).params["pos_embed"]
+    table = load_encoder(path).params["encoder"]["pos_embed"]
     np.testing.assert_array_equal(table, tensors["pos_embed"])
     assert not np.allclose(table[0], sincos_table(64, 4, rows_first=False), atol=0.1)
 
@@ -277,9 +283,7 @@ def test_network_of_a_full_checkpoint(prefix, tmp_path):
             assert left_out in lines.split("left out: ")[1]
         encoder = load_encoder(output)
         assert encoder.spec.name == "resnet18_cifar"
-        assert_same_tensors(
-            encoder_to_torch(encoder.spec, encoder.params, encoder.batch_stats), expected
-        )
+        assert_same_tensors(tensors_of(encoder), expected)
         direct = load_encoder(path, network=network)
         assert_bitwise([direct.params, direct.batch_stats], [encoder.params, encoder.batch_stats])
 
@@ -289,9 +293,7 @@ def test_checkpoint_of_one_encoder(child, tmp_path):
     tensors = weights(IMAGENET)
     path = save(tmp_path / "one.safetensors", torch_layouts.prefixed(f"module.{child}", tensors))
     encoder = load_encoder(path)  # the only one there is
-    assert_same_tensors(
-        encoder_to_torch(encoder.spec, encoder.params, encoder.batch_stats), tensors
-    )
+    assert_same_tensors(tensors_of(encoder), tensors)
     if child == "momentum_encoder":
         with pytest.raises(UserError, match=r"no online encoder, only momentum_encoder"):
             load_encoder(path, network="online")
@@ -330,7 +332,9 @@ def test_all_networks_of_a_full_checkpoint(vit, tmp_path):
             )
     # The same folder is an ordinary export, of the EMA encoder.
     encoder = load_encoder(tmp_path / "export")
-    assert_bitwise(encoder.params, jax.tree.map(jnp.asarray, trees["ema_params"]["encoder"]))
+    assert_bitwise(
+        encoder.params["encoder"], jax.tree.map(jnp.asarray, trees["ema_params"]["encoder"])
+    )
 
 
 def test_networks_of_an_encoder_alone(tmp_path):
@@ -567,9 +571,7 @@ def test_half_precision_is_widened(tmp_path):
     lines = convert(path, tmp_path / "export")
     assert "converted: 20 kernels transposed, 100 tensors from half precision to float32" in lines
     encoder = load_encoder(tmp_path / "export")
-    assert_same_tensors(
-        encoder_to_torch(encoder.spec, encoder.params, encoder.batch_stats), float32(half)
-    )
+    assert_same_tensors(tensors_of(encoder), float32(half))
 
 
 def test_float64_stays(tmp_path):
@@ -581,9 +583,7 @@ def test_float64_stays(tmp_path):
             encoder = load_encoder(source)
             encodings = encoder(torch_layouts.noise((2, 64, 64, 3), 1))
             assert encodings.dtype == np.float64
-            assert_same_tensors(
-                encoder_to_torch(encoder.spec, encoder.params, encoder.batch_stats), tensors
-            )
+            assert_same_tensors(tensors_of(encoder), tensors)
         convert(tmp_path / "export", tmp_path / "again.safetensors")
     assert_same_tensors(load_file(tmp_path / "again.safetensors"), tensors)
 

@@ -106,10 +106,10 @@ def test_every_encoder_has_the_published_tensors(name):
 
 @pytest.mark.parametrize("vit", [False, True])
 def test_heads_have_the_authors_tensors(vit):
-    name = "vit_s16" if vit else "resnet18"
-    slots = projector_slots(name, 384, 2048, 512)
+    family = "vit" if vit else "convnet"
+    slots = projector_slots(family, 384, 2048, 512)
     assert {k: s.shape for k, s in slots.items()} == torch_layouts.projector(vit, 384)
-    slots = predictor_slots(name, 512, 2048)
+    slots = predictor_slots(family, 512, 2048)
     assert {k: s.shape for k, s in slots.items()} == torch_layouts.predictor(vit)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from resa_jax.errors import UserError
 from resa_jax.models.encoders import ENCODERS, check_encoder_name
 from resa_jax.models.resnet import RESNETS, Bottleneck
-from resa_jax.models.spec import EncoderSpec, usual_resize
+from resa_jax.models.spec import EncoderSpec, is_small, usual_resize
 from resa_jax.models.vit import VITS, sincos_table
 
 
@@ -96,7 +96,7 @@ def _sized(name: str, tensors: Mapping[str, np.ndarray]) -> EncoderSpec:
             name,
             image_size=size,
             patch_size=None if own else patch,
-            resize=usual_resize(size),
+            resize=None if is_small(size) else usual_resize(size),
         )
     width = _length(tensors, "conv1.weight", 0)
     width = None if width == 64 else width
