@@ -1,39 +1,92 @@
-"""Real images for the tests, unpacked from the sample archives."""
+"""Real images for the tests: pieces of the two photographs that scikit-learn brings.
+
+Where `RESA_JAX_TEST_DATA` (default ../shared/data) holds the sample archives of ImageNet and
+CIFAR-10, the tests of decoding and of augmentation run on those as well.
+"""
 
 import os
 import tarfile
 from pathlib import Path
 
-import pytest
+import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_sample_image
 
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = Path(os.environ.get("RESA_JAX_TEST_DATA", ROOT / "../shared/data"))
+IMAGENET = SAMPLES / "imagenet-sample" / "train-000-499.tar"
+CIFAR = SAMPLES / "cifar10-jpeg" / "test.tar.gz"
+# What a test is parametrised with that runs on every collection of images there is.
+PHOTOGRAPHS = ["scikit-learn", *(["imagenet"] if IMAGENET.exists() else [])]
+SMALL_IMAGES = ["scikit-learn", *(["cifar"] if CIFAR.exists() else [])]
 
 
-def unpack(archive: str, folder: Path, count: int, every: int = 1) -> Path:
-    """Unpacks `count` images into `folder`, each `every`-th of the archive, or skips the test."""
-    path = SAMPLES / archive
-    if not path.exists():
-        pytest.skip(f"the sample images {path} are absent (set RESA_JAX_TEST_DATA)")
-    with tarfile.open(path) as tar:
+def photographs(folder: Path, count: int = 24, collection: str = "scikit-learn") -> Path:
+    """Writes photographs as train/CLASS/NAME.JPEG, each of a class of its own.
+
+    Most are about 500 x 375, like ImageNet's: as wide as high or not, a few above 512 pixels, one
+    so large that the decoder itself reduces it.
+    """
+    if collection == "imagenet":
+        return _unpack(IMAGENET, folder, count)
+    random = np.random.default_rng(0)
+    for number in range(count):
+        image = _original(number)
+        if number == 2:
+            image = image.resize((1500, 1001), Image.Resampling.BICUBIC)
+        elif number != 3:  # which stays 640 x 427
+            size = (500, 375) if number % 3 else (375, 427)
+            image = _crop(image, random, [int(side * random.uniform(0.8, 1)) for side in size])
+        path = folder / "train" / f"class{number:02}" / f"{number:04}.JPEG"
+        path.parent.mkdir(parents=True)
+        image.save(path, "JPEG", quality=90)
+    return folder
+
+
+def small_images(folder: Path, per_class: int = 4, collection: str = "scikit-learn") -> Path:
+    """Writes images of 32 x 32 pixels and ten classes, as CLASS/NNNN.jpg.
+
+    A class is a fifth of one of the photographs, from left to right.
+    """
+    if collection == "cifar":
+        return _unpack(CIFAR, folder, 10 * per_class, 1000 // per_class)
+    random = np.random.default_rng(1)
+    for number in range(10):
+        image, fifth = _original(number // 5), number % 5
+        column = image.crop((128 * fifth, 0, 128 * (fifth + 1), 427))
+        path = folder / f"{('china', 'flower')[number // 5]}{fifth}"
+        path.mkdir(parents=True)
+        for k in range(per_class):
+            side = int(random.integers(64, 129))
+            small = _crop(column, random, (side, side)).resize((32, 32), Image.Resampling.BOX)
+            small.save(path / f"{k:04}.jpg", "JPEG", quality=95)
+    return folder
+
+
+def _original(number: int) -> Image.Image:
+    """A photograph of 640 x 427 pixels: a temple (even numbers) or a flower."""
+    return Image.fromarray(load_sample_image(("china.jpg", "flower.jpg")[number % 2]))
+
+
+def _crop(image, random, size):
+    left, top = (
+        int(random.integers(0, whole - side + 1))
+        for whole, side in zip(image.size, size, strict=True)
+    )
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def _unpack(archive: Path, folder: Path, count: int, every: int = 1) -> Path:
+    """Unpacks `count` images, each `every`-th of the archive."""
+    with tarfile.open(archive) as tar:
         for position, member in enumerate(tar):
             if position >= count * every:
                 break
             if position % every == 0:
                 tar.extract(member, folder, filter="data")
     return folder
-
-
-def unpack_photographs(folder: Path, count: int = 24) -> Path:
-    """ImageNet photographs, as train/SYNSET/NAME.JPEG, most of them about 500x375."""
-    return unpack("imagenet-sample/train-000-499.tar", folder, count)
-
-
-def unpack_cifar(folder: Path, per_class: int = 4) -> Path:
-    """CIFAR-10 test images of all classes, as CLASS/NNNN.jpg, 32x32."""
-    return unpack("cifar10-jpeg/test.tar.gz", folder, 10 * per_class, 1000 // per_class)
 
 
 def prepare_tfds(data_dir: Path, name: str, folder: Path, shape: tuple) -> None:

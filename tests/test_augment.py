@@ -5,13 +5,13 @@ import functools
 import itertools
 import math
 
+import data_samples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
-from data_samples import unpack_cifar, unpack_photographs
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
@@ -60,16 +60,31 @@ def View(size, **fields):
     return AnyView(size=size, **(STRONG_VIEW | fields))
 
 
+def read(folder):
+    source = open_source(f"folder:{folder}")
+    return [source[index] for index in range(len(source))]
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    source = open_source(f"folder:{unpack_photographs(tmp_path_factory.mktemp('photos'))}")
-    return [source[index] for index in range(len(source))]
+    return read(data_samples.photographs(tmp_path_factory.mktemp("photographs"), count=8))
+
+
+@pytest.fixture(scope="module", params=data_samples.PHOTOGRAPHS)
+def any_photographs(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any")
+    return read(data_samples.photographs(folder, count=8, collection=request.param))
 
 
 @pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    source = open_source(f"folder:{unpack_cifar(tmp_path_factory.mktemp('cifar'))}")
-    return [source[index] for index in range(len(source))]
+def small_images(tmp_path_factory):
+    return read(data_samples.small_images(tmp_path_factory.mktemp("small")))
+
+
+@pytest.fixture(scope="module", params=data_samples.SMALL_IMAGES)
+def any_small_images(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any")
+    return read(data_samples.small_images(folder, collection=request.param))
 
 
 def on_canvas(images, canvas=None):
@@ -117,12 +132,12 @@ def pillow_crop(image, box, size, interpolation):
 @pytest.mark.parametrize(
     "size, scale", [(224, (0.2, 1.0)), (96, (0.05, 0.32)), (224, (0.01, 0.05))]
 )
-def test_resized_crops_of_photographs_equal_pillow(photographs, interpolation, size, scale):
-    images, sizes = on_canvas(photographs)
+def test_resized_crops_of_photographs_equal_pillow(any_photographs, interpolation, size, scale):
+    images, sizes = on_canvas(any_photographs)
     boxes = np.asarray(random_boxes(jax.random.key(1), sizes, scale, (3 / 4, 4 / 3)))
     assert (boxes[:, 2:].max() <= size) == (scale[1] < 0.1)  # the last scale is all enlargement
     got = pixels(resized_crop(images, boxes, size, interpolation))
-    check_crops(got, photographs, boxes, size, interpolation)
+    check_crops(got, any_photographs, boxes, size, interpolation)
 
 
 def check_crops(got, images, boxes, size, interpolation):
@@ -138,11 +153,11 @@ def check_crops(got, images, boxes, size, interpolation):
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [16, 48])
-def test_resized_crops_of_cifar_equal_pillow(cifar, interpolation, size):
-    images, sizes = on_canvas(cifar)
+def test_resized_crops_of_small_images_equal_pillow(any_small_images, interpolation, size):
+    images, sizes = on_canvas(any_small_images)
     boxes = np.asarray(random_boxes(jax.random.key(2), sizes, (0.2, 1.0), (3 / 4, 4 / 3)))
     got = pixels(resized_crop(images, boxes, size, interpolation))
-    check_crops(got, cifar, boxes, size, interpolation)
+    check_crops(got, any_small_images, boxes, size, interpolation)
 
 
 def test_pixels_outside_of_the_box_do_not_matter(photographs):
@@ -170,10 +185,10 @@ def test_center_crop_equals_pillow(photographs, interpolation):
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_center_crop_keeps_the_pixels_of_an_image_of_the_right_size(cifar, interpolation):
-    images, sizes = on_canvas(cifar, canvas=40)
+def test_center_crop_keeps_the_pixels_of_an_image_of_the_right_size(small_images, interpolation):
+    images, sizes = on_canvas(small_images, canvas=40)
     got = center_crop(images, sizes, size=32, resize=32, interpolation=interpolation)
-    np.testing.assert_array_equal(got, np.stack(cifar))
+    np.testing.assert_array_equal(got, np.stack(small_images))
 
 
 def test_center_view_is_the_largest_centred_square(photographs):
@@ -215,10 +230,10 @@ JITTERS = {
 
 
 @pytest.mark.parametrize("name", JITTERS)
-def test_jitter_operators_equal_pillow(photographs, cifar, name):
+def test_jitter_operators_equal_pillow(photographs, small_images, name):
     operator, reference, neutral = JITTERS[name]
     width = 0.5 if name == "hue" else 0.8
-    for images in (squares(photographs), cifar):
+    for images in (squares(photographs), small_images):
         factors = np.linspace(neutral - width, neutral + width, len(images)).astype(np.float32)
         got = pixels(jax.jit(operator)(planes(images), factors))
         expected = np.stack(
@@ -239,8 +254,8 @@ def test_hue_of_every_kind_of_color_equals_pillow():
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::3])
-def test_color_jitter_applies_the_operators_in_their_order(cifar, order):
-    images = cifar[:8]
+def test_color_jitter_applies_the_operators_in_their_order(small_images, order):
+    images = small_images[:8]
     operators, references, _ = zip(*JITTERS.values(), strict=True)
     factors = np.array([1.35, 0.7, 1.2, 0.08], np.float32)
     got = color_jitter(
@@ -255,8 +270,8 @@ def test_color_jitter_applies_the_operators_in_their_order(cifar, order):
         assert mean_error(result, image) < 0.05
 
 
-def test_color_jitter_takes_each_images_own_order(cifar):
-    images = cifar[:2]
+def test_color_jitter_takes_each_images_own_order(small_images):
+    images = small_images[:2]
     operators = (color.adjust_contrast, color.adjust_brightness)
     factors = jnp.array([[0.5, 0.5], [1.9, 1.9]])
     both = color_jitter(planes(images), operators, factors, jnp.array([[0, 1], [1, 0]]))
@@ -292,10 +307,10 @@ def test_blur_is_gaussian(photographs, sigma):
         assert mean_error(result, pillow) < 1.0
 
 
-def test_sigmas_of_a_batch_do_not_mix(cifar):
-    sigmas = jnp.linspace(0.1, 2.0, len(cifar))
-    together = gaussian_blur(planes(cifar), sigmas, max_sigma=2.0)
-    alone = gaussian_blur(planes(cifar[7:8]), sigmas[7:8], max_sigma=2.0)
+def test_sigmas_of_a_batch_do_not_mix(small_images):
+    sigmas = jnp.linspace(0.1, 2.0, len(small_images))
+    together = gaussian_blur(planes(small_images), sigmas, max_sigma=2.0)
+    alone = gaussian_blur(planes(small_images[7:8]), sigmas[7:8], max_sigma=2.0)
     np.testing.assert_array_equal(together[7:8], alone)
 
 
@@ -458,15 +473,15 @@ def test_sigmas_of_views_are_uniform():
         assert low - 0.01 <= (peaks > peak).mean() <= high + 0.01
 
 
-def test_order_of_the_operators(cifar):
-    images, sizes = on_canvas(cifar)
+def test_order_of_the_operators(small_images):
+    images, sizes = on_canvas(small_images)
     sure = dict.fromkeys(
         ("flip_probability", "grayscale_probability", "blur_probability", "solarize_probability"),
         1.0,
     )
     view = View(24, crop="center", jitter_probability=0.0, blur_sigma=(1.0, 1.0), **sure)
     (got,) = augment(jax.random.key(0), images, sizes, (view,), ZEROS, ONES)
-    for result, image in zip(got, cifar, strict=True):
+    for result, image in zip(got, small_images, strict=True):
         gray = Image.fromarray(image).resize((24, 24), FILTERS["bilinear"]).convert("L")
         blurred = scipy.ndimage.gaussian_filter(np.asarray(gray, np.float64), 1.0, mode="nearest")
         solarized = ImageOps.solarize(Image.fromarray(np.uint8(blurred + 0.5)), 128)
@@ -481,8 +496,8 @@ def test_jitter_comes_before_solarize():
     assert views_of(np.full((8, 8, 3), 110, np.uint8), 200, view).max() <= 127
 
 
-def test_dropping_an_operator_leaves_the_others_numbers_alone(cifar):
-    images, sizes = on_canvas(cifar)
+def test_dropping_an_operator_leaves_the_others_numbers_alone(small_images):
+    images, sizes = on_canvas(small_images)
     base = {"hue": 0.0, "saturation": 0.0, "contrast": 0.0, "blur_probability": 0.0}
     views = [
         View(24, **base),
@@ -510,8 +525,8 @@ def test_dropping_a_jitter_range_leaves_the_other_factors_alone():
         assert kept == [[0, 2, 3][k] for k in short.tolist()]
 
 
-def test_views_get_numbers_of_their_own_and_keys_repeat_them(cifar):
-    images, sizes = on_canvas(cifar)
+def test_views_get_numbers_of_their_own_and_keys_repeat_them(small_images):
+    images, sizes = on_canvas(small_images)
     run = functools.partial(
         augment,
         images=images,
@@ -527,19 +542,21 @@ def test_views_get_numbers_of_their_own_and_keys_repeat_them(cifar):
     assert mean_error(one, other) > 0.01 and mean_error(one, changed) > 0.01
 
 
-def test_views_of_several_sizes_and_normalisation(cifar):
-    images, sizes = on_canvas(cifar)
+def test_views_of_several_sizes_and_normalisation(small_images):
+    images, sizes = on_canvas(small_images)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     views = (View(32, crop="center", **PLAIN), View(12, crop_scale=(0.05, 0.32), **WEAK_VIEW))
     large, small = augment(jax.random.key(0), images, sizes, views, mean, std)
-    assert small.shape == (len(cifar), 12, 12, 3) and small.dtype == jnp.float32
-    expected = (np.stack(cifar) / 255 - np.array(mean)) / np.array(std)
+    assert small.shape == (len(small_images), 12, 12, 3) and small.dtype == jnp.float32
+    expected = (np.stack(small_images) / 255 - np.array(mean)) / np.array(std)
     np.testing.assert_allclose(large, expected, atol=2e-6)
-    np.testing.assert_allclose(normalize(jnp.stack(cifar) * 1.0, mean, std), expected, atol=2e-6)
+    np.testing.assert_allclose(
+        normalize(jnp.stack(small_images) * 1.0, mean, std), expected, atol=2e-6
+    )
 
 
-def test_unused_operators_are_not_in_the_program(cifar):
-    images, sizes = on_canvas(cifar)
+def test_unused_operators_are_not_in_the_program(small_images):
+    images, sizes = on_canvas(small_images)
 
     def lines(view):
         return str(
@@ -554,8 +571,8 @@ def test_unused_operators_are_not_in_the_program(cifar):
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several (virtual) devices")
-def test_sharding_does_not_change_the_views(cifar):
-    images, sizes = on_canvas(cifar[:32])
+def test_sharding_does_not_change_the_views(small_images):
+    images, sizes = on_canvas(small_images[:32])
     devices = jax.device_count()
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))

@@ -1,4 +1,7 @@
-"""Runs of several real processes of this machine, on real images, against runs of one process."""
+"""Runs of several real processes of this machine, on real images, against runs of one process.
+
+The networks are those that compile fastest: the default ones run with the marker `slow`.
+"""
 
 import json
 import os
@@ -12,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from data_samples import unpack_cifar, unpack_photographs
+from data_samples import photographs, small_images
 
 from resa_jax.checkpoint import read_subtree
 from resa_jax.errors import UserError
@@ -30,18 +33,23 @@ IN_FLOAT32 = {"optimizer.name": "sgd", "base_lr": 0.5}
 # 40 images, batches of 8, a checkpoint every 5 steps.
 STEPS_PER_EPOCH = 5
 STEPS = 60
-# For runs that are stopped: without BatchNorm a step has few collectives, which are slow on a CPU.
-VIT = {
-    "config": "configs/imagenet_vits.py:smoke",
-    "encoder.image_size": 32,
-    "encoder.patch_size": 8,
+# With BatchNorm, in its stem.
+VITC = {
+    "encoder.name": "vitc_s16",
+    "encoder.patch_size": 4,
+    "encoder.width": 64,
+    "encoder.depth": 1,
 }
+# For runs that are stopped: without BatchNorm a step has few collectives, which are slow on a CPU.
+VIT = VITC | {"encoder.name": "vit_s16"}
+# For processes that are killed: they read the compile cache, but leave no half entry there.
+READ_ONLY_CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "3600"}
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """40 CIFAR-10 images in one folder, so without labels: nothing is evaluated."""
-    nested = unpack_cifar(tmp_path_factory.mktemp("cifar"), per_class=4)
+    """40 small images in one folder, so without labels: nothing is evaluated."""
+    nested = small_images(tmp_path_factory.mktemp("classes"), per_class=4)
     flat = tmp_path_factory.mktemp("images")
     for number, path in enumerate(sorted(nested.rglob("*.jpg"))):
         (flat / f"{number:03}.jpg").write_bytes(path.read_bytes())
@@ -51,7 +59,7 @@ def images(tmp_path_factory):
 class Run:
     """Processes of one run; those still alive are killed at the end of the `with` block."""
 
-    def __init__(self, workdir, num_processes, devices, config=DIGITS, environment=(), **overrides):
+    def __init__(self, workdir, num_processes, devices, environment=(), config=DIGITS, **overrides):
         self.workdir = workdir
         flags = []
         if num_processes > 1:
@@ -171,7 +179,7 @@ def one_step_in_float32(images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def five_steps_in_float64(images, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("float64") / "run"
-    return finished(workdir, 1, 1, environment=FLOAT64, **source(images, 5)).workdir
+    return finished(workdir, 1, 1, environment=FLOAT64, **VITC, **source(images, 5)).workdir
 
 
 LAYOUTS = [
@@ -187,7 +195,7 @@ def test_five_steps_in_float64(
     images, five_steps_in_float64, tmp_path, num_processes, devices, sharding
 ):
     workdir = tmp_path / "run"
-    options = source(images, 5, sharding=sharding)
+    options = VITC | source(images, 5, sharding=sharding)
     finished(workdir, num_processes, devices, environment=FLOAT64, **options)
     expected = state(five_steps_in_float64)
     assert {leaf.dtype for leaf in jax.tree.leaves(expected["params"])} == {np.dtype("float64")}
@@ -263,7 +271,7 @@ def test_another_number_of_processes_continues_the_stream(
 
 def test_a_killed_process_ends_the_other_and_the_run_resumes(images, tmp_path):
     workdir = tmp_path / "run"
-    with Run(workdir, 2, 1, **VIT, **source(images, 100_000)) as run:
+    with Run(workdir, 2, 1, READ_ONLY_CACHE, **VIT, **source(images, 100_000)) as run:
         run.wait_for(STEPS_PER_EPOCH + 2)
         run.processes[1].kill()
         _, errors = run.processes[0].communicate(timeout=2 * HEARTBEAT_TIMEOUT_SECONDS)
@@ -281,19 +289,19 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(images, tmp_path):
 def test_a_silent_process_ends_the_other(images, tmp_path, silent):
     # A process that is stopped keeps its connections, as one whose network is gone: only the
     # heartbeats tell. Process 0 is the one that counts them.
-    with Run(tmp_path / "run", 2, 1, **VIT, **source(images, 100_000)) as run:
+    with Run(tmp_path / "run", 2, 1, READ_ONLY_CACHE, **VIT, **source(images, 100_000)) as run:
         run.wait_for(STEPS_PER_EPOCH + 2)
         run.processes[silent].send_signal(signal.SIGSTOP)
         run.processes[1 - silent].communicate(timeout=2 * HEARTBEAT_TIMEOUT_SECONDS)
         assert run.processes[1 - silent].returncode not in (0, None)
 
 
-@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_imagenet_vits_on_photographs(tmp_path, num_processes):
-    unpack_photographs(tmp_path / "images", count=24)
+@pytest.mark.slow
+def test_imagenet_vits_on_photographs(tmp_path):
+    photographs(tmp_path / "images", count=24)
     finished(
         tmp_path / "run",
-        num_processes,
+        2,
         1,
         config="configs/imagenet_vits.py:smoke",
         **source(tmp_path / "images", 2),

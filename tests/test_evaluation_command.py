@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from data_samples import prepare_tfds, unpack_cifar
+from data_samples import prepare_tfds, small_images
 from evaluation_run import ROOT, initial_state, make_run
 from PIL import Image
 
@@ -236,7 +236,7 @@ def test_each_image_is_encoded_once(digits, workdir, tmp_path, monkeypatch, in_r
 
 
 def test_transfer_from_tfds_equals_that_from_folders(workdir, tmp_path, monkeypatch):
-    folder = unpack_cifar(tmp_path / "images", per_class=2)
+    folder = small_images(tmp_path / "images", per_class=2)
     prepare_tfds(tmp_path / "tfds", "birds", folder, (32, 32, 3))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     protocol = create_protocol("knn-weighted", ks=(3,))

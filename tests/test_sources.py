@@ -10,19 +10,32 @@ import sys
 
 import numpy as np
 import pytest
-from data_samples import ROOT, prepare_tfds, unpack_cifar, unpack_photographs
+from data_samples import (
+    PHOTOGRAPHS,
+    ROOT,
+    SMALL_IMAGES,
+    photographs as write_photographs,
+    prepare_tfds,
+    small_images as write_small_images,
+)
 from PIL import Image, ImageOps, features
 from sklearn.datasets import load_digits
 
 from resa_jax.data.check import check_source, list_folder, long_tail_sizes
 from resa_jax.data.decode import BadImageError, decode_image
+from resa_jax.data.pipeline import batches
 from resa_jax.data.sources import open_source
 from resa_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    return unpack_photographs(tmp_path_factory.mktemp("photographs"))
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture(scope="module", params=PHOTOGRAPHS)
+def any_photographs(request, tmp_path_factory):
+    return write_photographs(tmp_path_factory.mktemp("any"), collection=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +46,13 @@ def photograph(photographs):
 
 
 @pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    return unpack_cifar(tmp_path_factory.mktemp("cifar"))
+def small_images(tmp_path_factory):
+    return write_small_images(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module", params=SMALL_IMAGES)
+def any_small_images(request, tmp_path_factory):
+    return write_small_images(tmp_path_factory.mktemp("any"), collection=request.param)
 
 
 def encode(image, kind, **options):
@@ -63,17 +81,17 @@ def test_digits():
     np.testing.assert_array_equal(source[5], np.repeat(expected[..., None], 3, axis=2))
 
 
-def test_a_folder_of_small_images_is_decoded_at_the_start(cifar):
-    source = open_source(f"folder:{cifar}")
+def test_a_folder_of_small_images_is_decoded_at_the_start(any_small_images):
+    source = open_source(f"folder:{any_small_images}")
     assert source.in_memory and source.canvas == 32 and len(source) == 40
-    assert source.class_names[:2] == ("airplane", "automobile")
+    assert source.class_names == tuple(sorted(path.name for path in any_small_images.iterdir()))
     np.testing.assert_array_equal(source.labels, np.repeat(np.arange(10), 4))
     for index, path in enumerate(source.paths):
         np.testing.assert_array_equal(source[index], Image.open(path).convert("RGB"))
 
 
-def test_a_folder_of_photographs_is_decoded_on_access(photographs):
-    source = open_source(f"folder:{photographs}")
+def test_a_folder_of_photographs_is_decoded_on_access(any_photographs):
+    source = open_source(f"folder:{any_photographs}")
     assert not source.in_memory and source.canvas == 512
     assert len(source.class_names) == 24  # the synsets, not the folder `train` around all of them
     unchanged = 0
@@ -87,8 +105,8 @@ def test_a_folder_of_photographs_is_decoded_on_access(photographs):
 
 
 @pytest.mark.parametrize("canvas", [300, 128])
-def test_reduction_keeps_the_shape_and_the_picture(photographs, canvas):
-    source = open_source(f"folder:{photographs}", canvas=canvas)
+def test_reduction_keeps_the_shape_and_the_picture(any_photographs, canvas):
+    source = open_source(f"folder:{any_photographs}", canvas=canvas)
     errors = []
     for index, path in enumerate(source.paths):
         image = Image.open(path).convert("RGB")
@@ -98,11 +116,11 @@ def test_reduction_keeps_the_shape_and_the_picture(photographs, canvas):
         exact = np.asarray(image.resize(size, Image.Resampling.HAMMING), np.float64)
         errors.append(np.abs(source[index] - exact).mean())
     # The decoder's own scaling is another, sharper filter.
-    assert max(errors) < 6 and np.mean(errors) < 2
+    assert max(errors) < 6 and np.mean(errors) < 2.5
 
 
-def test_reduction_is_the_same_on_both_ways_of_decoding(photographs):
-    for path in sorted(photographs.rglob("*.JPEG"))[:8]:
+def test_reduction_is_the_same_on_both_ways_of_decoding(any_photographs):
+    for path in sorted(any_photographs.rglob("*.JPEG"))[:8]:
         data = path.read_bytes()
         slow = data + b"tiff:Orientation"  # what follows the image's end only bars the fast way
         for canvas in (512, 200, 40):
@@ -328,10 +346,10 @@ def test_mistakes_get_a_sentence(tmp_path):
         open_source("digits", on_bad_image="ignore")
 
 
-def test_looking_for_mistakes_imports_nothing_heavy(cifar):
+def test_looking_for_mistakes_imports_nothing_heavy(small_images):
     code = (
         "import sys\nfrom resa_jax.data.check import check_source\n"
-        f"assert check_source('folder:{cifar}') == 40\n"
+        f"assert check_source('folder:{small_images}') == 40\n"
         "print({'numpy', 'jax', 'grain', 'sklearn', 'PIL'} & set(sys.modules))"
     )
     result = subprocess.run(
@@ -340,20 +358,20 @@ def test_looking_for_mistakes_imports_nothing_heavy(cifar):
     assert result.stdout == "set()\n"
 
 
-def test_chosen_classes_are_numbered_in_the_files_order(cifar, tmp_path):
+def test_chosen_classes_are_numbered_in_the_files_order(small_images, tmp_path):
     chosen = tmp_path / "classes.txt"
-    chosen.write_text("# two of ten\ndog a pet\n\nbird\n")
-    source = open_source(f"folder:{cifar}", classes=str(chosen))
-    assert source.class_names == ("dog", "bird")
-    assert check_source(f"folder:{cifar}", classes=str(chosen)) == len(source) == 8
+    chosen.write_text("# two of ten\nflower3 its petals\n\nchina1\n")
+    source = open_source(f"folder:{small_images}", classes=str(chosen))
+    assert source.class_names == ("flower3", "china1")
+    assert check_source(f"folder:{small_images}", classes=str(chosen)) == len(source) == 8
     for path, label in zip(source.paths, source.labels, strict=True):
         assert source.class_names[label] in path
-    chosen.write_text("dog\nunicorn\n")
+    chosen.write_text("flower3\nunicorn\n")
     for look in (check_source, open_source):
         with pytest.raises(UserError, match="has no class 'unicorn'"):
-            look(f"folder:{cifar}", classes=str(chosen))
+            look(f"folder:{small_images}", classes=str(chosen))
         with pytest.raises(UserError, match="there is no such file"):
-            look(f"folder:{cifar}", classes=str(tmp_path / "nowhere"))
+            look(f"folder:{small_images}", classes=str(tmp_path / "nowhere"))
     chosen.write_text("3\n1\n")
     assert set(open_source("digits", classes=str(chosen)).labels) == {0, 1}
 
@@ -375,16 +393,16 @@ def test_long_tail():
         open_source("digits", long_tail=0.5)
 
 
-def test_long_tail_of_a_folder_is_counted_without_opening_it(cifar):
-    name = f"folder:{cifar}"
+def test_long_tail_of_a_folder_is_counted_without_opening_it(small_images):
+    name = f"folder:{small_images}"
     assert check_source(name, long_tail=4) == len(open_source(name, long_tail=4)) == 18
 
 
 @pytest.fixture(scope="module")
-def tfds_images(tmp_path_factory, cifar, photographs):
+def tfds_images(tmp_path_factory, small_images, photographs):
     """Two TFDS data sets, of small and of large images, prepared without TensorFlow."""
     data_dir = tmp_path_factory.mktemp("tfds")
-    prepare_tfds(data_dir, "small_images", cifar, (32, 32, 3))
+    prepare_tfds(data_dir, "small_images", small_images, (32, 32, 3))
     prepare_tfds(data_dir, "large_images", photographs, (None, None, 3))
     return data_dir
 
@@ -395,13 +413,13 @@ def tfds_dir(tfds_images, monkeypatch):
     return tfds_images
 
 
-def test_tfds_of_small_images(tfds_dir, cifar):
+def test_tfds_of_small_images(tfds_dir, small_images):
     source = open_source("tfds:small_images", split="test")
     assert source.in_memory and source.canvas == 32 and len(source.class_names) == 10
     assert check_source("tfds:small_images", split="test") == len(source) == 40
     by_pixels = {
         np.asarray(Image.open(path).convert("RGB")).tobytes(): path.parent.name
-        for path in cifar.rglob("*.jpg")
+        for path in small_images.rglob("*.jpg")
     }
     for index in range(40):
         assert by_pixels[source[index].tobytes()] == source.class_names[source.labels[index]]
@@ -440,19 +458,31 @@ def test_tfds_mistakes(tfds_dir):
     assert check_source("tfds:small_images", split="train[:10%]") is None
 
 
-def test_tfds_run_with_worker_processes_and_without_tensorflow(tfds_dir, tmp_path):
-    if importlib.util.find_spec("tensorflow") is not None:
-        pytest.skip("TensorFlow is installed here")
-    losses = []
-    for workers in (0, 2):
-        command = [
-            *(sys.executable, "-m", "resa_jax.main", "--config=configs/digits.py:smoke"),
-            *("--config.data.source=tfds:large_images", "--config.data.canvas=64"),
-            *(f"--config.data.workers={workers}", f"--workdir={tmp_path / str(workers)}"),
-        ]
-        one_device = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        subprocess.run(command, cwd=ROOT, env=one_device, check=True, capture_output=True)
-        records = (tmp_path / str(workers) / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["loss"] for line in records if "loss" in line])
-    assert len(losses[0]) == 3
-    assert losses[0] == losses[1]
+def test_workers_do_not_change_the_batches_of_tfds(tfds_dir):
+    def collect(workers):
+        source = open_source("tfds:large_images", canvas=64)
+        options = {"batch_size": 4, "seed": 0, "start_step": 0, "num_steps": 3}
+        with batches(source, workers=workers, **options) as iterator:
+            return list(iterator)
+
+    for one, other in zip(collect(0), collect(1), strict=True):
+        for name in ("images", "sizes", "labels", "indices"):
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed here"
+)
+def test_tfds_run_without_tensorflow(tfds_dir, tmp_path):
+    command = [
+        *(sys.executable, "-m", "resa_jax.main", "--config=configs/digits.py:smoke"),
+        *("--config.data.source=tfds:large_images", "--config.data.canvas=64"),
+        *("--config.encoder.name=vit_s16", "--config.encoder.patch_size=4"),
+        *("--config.encoder.width=64", "--config.encoder.depth=1"),
+        *("--config.data.workers=1", f"--workdir={tmp_path}"),
+    ]
+    one_device = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    subprocess.run(command, cwd=ROOT, env=one_device, check=True, capture_output=True)
+    records = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in records if "loss" in line]
+    assert len(losses) == 3 and np.isfinite(losses).all()
