@@ -1,13 +1,36 @@
 """ReSA (Representation Self-Assignment) self-supervised pre-training in JAX and Flax."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from resa_jax import losses
+    from resa_jax.encoder import Encoder, load_encoder
+    from resa_jax.errors import UserError
+    from resa_jax.methods.resa import resa_loss, sinkhorn_knopp
+    from resa_jax.training.lars import lars
+    from resa_jax.training.loop import train
+    from resa_jax.training.schedule import warmup_cosine
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "Encoder",
+    "UserError",
+    "lars",
+    "load_encoder",
+    "losses",
+    "resa_loss",
+    "sinkhorn_knopp",
+    "train",
+    "warmup_cosine",
+]
 
 _HOMES = {
     "Encoder": "encoder",
     "UserError": "errors",
+    "lars": "training.lars",
     "load_encoder": "encoder",
     "resa_loss": "methods.resa",
     "sinkhorn_knopp": "methods.resa",
@@ -15,11 +38,15 @@ _HOMES = {
     "warmup_cosine": "training.schedule",
 }
 
-__all__ = sorted(_HOMES)
-
 
 def __getattr__(name: str):
     # Loaded on first use, so that the commands can refuse a bad configuration before JAX starts.
+    if name == "losses":
+        return importlib.import_module("resa_jax.losses")
     if name in _HOMES:
         return getattr(importlib.import_module(f"resa_jax.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'resa_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

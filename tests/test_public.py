@@ -1,0 +1,66 @@
+"""The public names: loaded when they are used, and seen by TAB and by type checkers."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import resa_jax
+
+
+NAMES = {
+    "Encoder": "class",
+    "UserError": "class",
+    "lars": "function",
+    "load_encoder": "function",
+    "losses": "module",
+    "resa_loss": "function",
+    "sinkhorn_knopp": "function",
+    "train": "function",
+    "warmup_cosine": "function",
+}
+HEAVY = ("jax", "flax", "numpy", "optax", "orbax", "grain", "ml_collections", "sklearn", "absl")
+SCRIPT = f"""
+import inspect, json, sys
+import resa_jax
+loaded = sorted(set({HEAVY!r}) & set(sys.modules))
+shown = [name for name in dir(resa_jax) if name in {list(NAMES)!r}]
+kinds = {{}}
+for name in {list(NAMES)!r}:
+    value = getattr(resa_jax, name)
+    tests = (("module", inspect.ismodule), ("class", inspect.isclass))
+    kinds[name] = next((kind for kind, is_kind in tests if is_kind(value)), "function")
+print(json.dumps([loaded, shown, kinds]))
+"""
+
+
+def test_names_are_lazy_shown_and_found():
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    loaded, shown, kinds = json.loads(result.stdout)
+    assert loaded == []
+    assert shown == sorted(NAMES)
+    assert kinds == NAMES
+
+
+def test_type_checkers_know_the_same_names():
+    assert resa_jax.__all__ == sorted(NAMES)
+    block = next(
+        node
+        for node in ast.parse(Path(resa_jax.__file__).read_text()).body
+        if isinstance(node, ast.If)
+    )
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    origins = {alias.name: node.module for node in block.body for alias in node.names}
+    assert set(origins) == set(NAMES)
+    for name, module in origins.items():
+        if name != "losses":
+            assert getattr(importlib.import_module(module), name) is getattr(resa_jax, name)
+
+
+def test_unknown_name():
+    assert not hasattr(resa_jax, "bogus")
