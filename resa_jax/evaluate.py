@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -94,7 +95,7 @@ def main(arguments: list[str]) -> None:
 
 def _request(command):
     return command.Request(
-        encoder=Path(_ENCODER.value),
+        encoder=Path(_ENCODER.value or ""),
         arch=_ARCH.value,
         network=_NETWORK.value,
         source=_SOURCE.value,
@@ -113,7 +114,8 @@ def _request(command):
 
 
 def _fields():
-    values = {name: flag.value for name, flag in _FIELDS.items() if flag.value is not None}
+    flags_given = {name: flag.value for name, flag in _FIELDS.items()}
+    values: dict[str, Any] = {k: v for k, v in flags_given.items() if v is not None}
     for name, kind in (("ks", int), ("rates", float)):
         if name in values:
             try:
@@ -124,7 +126,7 @@ def _fields():
 
 
 def _check_images():
-    if not os.path.exists(_ENCODER.value):
+    if not os.path.exists(_ENCODER.value or ""):
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
     if _SOURCE.value is None:
         raise UserError(
@@ -148,7 +150,7 @@ def _check_features(protocols):
 
 
 def _test_source():
-    if _TEST_SOURCE.value is None and _SOURCE.value.startswith("tfds:"):
+    if _TEST_SOURCE.value is None and (_SOURCE.value or "").startswith("tfds:"):
         return _SOURCE.value
     return _TEST_SOURCE.value
 

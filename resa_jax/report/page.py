@@ -148,7 +148,7 @@ def _verdict(record):
             continue
         epoch = max(epochs)
         values = {title: y[x.index(epoch)] for title, (x, y) in curves.items()}
-        ranking = sorted(values, key=values.get, reverse=True)
+        ranking = sorted(values, key=lambda title: values[title], reverse=True)
         order = ", ".join(f"{title.split()[0]} {values[title]:z.3f}" for title in ranking)
         leads = "H leads" if ranking[0].startswith("H") else "H does not lead"
         said.append(f"At epoch {epoch:.3g} the order by {name} is {order}: {leads}.")
@@ -235,7 +235,7 @@ def _time(record):
 
 
 def _recipe(record):
-    groups = {}
+    groups: dict[str, list] = {}
     for field, value in fields(record.config):
         group = field.rpartition(".")[0] or "top level"
         groups.setdefault(group, []).append((field.rpartition(".")[2], value))

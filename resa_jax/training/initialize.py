@@ -1,6 +1,7 @@
 """Starting a run from weights that are there already."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,7 @@ def _like(old, new, path):
             )
         return jax.device_put(jnp.array(new, old.dtype, copy=True), old.sharding)
 
-    if jax.tree.structure(old) != jax.tree.structure(new):
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (old, new)]
+    if structures[0] != structures[1]:
         raise UserError(f"config.init_from={path} holds other layers than the recipe's encoder.")
     return jax.tree_util.tree_map_with_path(place, old, new)

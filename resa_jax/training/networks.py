@@ -111,7 +111,7 @@ def forward(
 
 
 def _forward_concatenated(network, views):
-    outputs = [None] * len(views)
+    outputs: list[Any] = [None] * len(views)
     sizes = [view.shape[1] for view in views]
     for size in dict.fromkeys(sizes):
         group = [i for i, s in enumerate(sizes) if s == size]
