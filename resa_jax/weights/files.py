@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -208,7 +209,7 @@ def _write_pickle(path, tensors):
 
 
 def _write_torch(path, tensors, spec, torch):
-    state = OrderedDict((name, torch.from_numpy(value)) for name, value in tensors.items())
+    state: Any = OrderedDict((name, torch.from_numpy(value)) for name, value in tensors.items())
     # Where `torch.nn.Module.state_dict` keeps versions: `load_state_dict` passes over the rest.
     state._metadata = OrderedDict({"": {"version": 1, _SPEC: json.dumps(spec)}})
     torch.save(state, path)
