@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from resa_jax.evaluation.clustering import compare_features, format_table
@@ -46,6 +47,8 @@ def finish(
 def _compare(programs, evaluation, state):
     initial, _ = evaluation.features(*programs.init().evaluated)
     trained, labels = evaluation.features(*state.evaluated)
+    if len(np.unique(labels)) < 2:
+        return None  # nothing to separate
     rows = {
         "pixels": evaluation.pixels(),
         "random encoder": initial["encoding"],
