@@ -40,6 +40,9 @@ _LIMIT = flags.DEFINE_float("limit", 900.0, "Seconds after which a run is given 
 def main(arguments: list[str]) -> None:
     """Times every recipe in every checkout and writes all seconds, medians and ratios."""
     del arguments
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that a run is stopped on the way out
     checkouts = {"this": ROOT}
     if _AGAINST.value is not None:
         checkouts["against"] = Path(_AGAINST.value).resolve()
