@@ -12,7 +12,7 @@ class Profiler:
     result. To be used as a context manager, which also ends a trace that was cut short.
     """
 
-    def __init__(self, workdir: Path, window: tuple[float, float] | None):
+    def __init__(self, workdir: Path, window: tuple[int | float, int | float] | None):
         """None traces nothing."""
         first, number = window or (0, 0)
         self._folder = str(workdir / "profile")
