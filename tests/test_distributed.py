@@ -184,7 +184,7 @@ def five_steps_in_float64(images, tmp_path_factory):
 
 LAYOUTS = [
     pytest.param(2, 2, "dp", id="2x2-dp"),
-    pytest.param(2, 2, "fsdp", id="2x2-fsdp"),
+    pytest.param(2, 2, "fsdp", id="2x2-fsdp", marks=pytest.mark.slow),
     pytest.param(4, 1, "dp", id="4x1-dp", marks=pytest.mark.slow),
     pytest.param(4, 1, "fsdp", id="4x1-fsdp", marks=pytest.mark.slow),
 ]
@@ -258,7 +258,8 @@ def test_sigterm_stops_all_and_the_same_number_resumes_bitwise(images, unbroken,
     assert stream(workdir) == stream(unbroken)[step:]
 
 
-@pytest.mark.parametrize("num_processes", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 4])
 def test_another_number_of_processes_continues_the_stream(
     images, unbroken, stopped, tmp_path, num_processes
 ):
@@ -269,6 +270,7 @@ def test_another_number_of_processes_continues_the_stream(
     np.testing.assert_allclose(losses(workdir)[step], losses(unbroken)[step], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_the_run_resumes(images, tmp_path):
     workdir = tmp_path / "run"
     with Run(workdir, 2, 1, READ_ONLY_CACHE, **VIT, **source(images, 100_000)) as run:

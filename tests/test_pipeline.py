@@ -212,7 +212,7 @@ def test_evaluation_does_not_touch_the_images_in_memory(digits):
 
 def test_batches_of_impossible_size_are_refused(digits):
     for batch_size in (0, -3, 1798):
-        with pytest.raises(UserError, match=f"batch_size={batch_size} .* 1797 images"):
+        with pytest.raises(UserError, match=f"batch_size is {batch_size}[;,] .* 1797 images"):
             collect(digits, batch_size=batch_size)
     with pytest.raises(UserError, match="batch_size=8 must be divisible by the 3 processes"):
         collect(digits, batch_size=8, process_count=3)

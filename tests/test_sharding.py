@@ -76,7 +76,9 @@ def assert_close(a, b, tolerance):
         assert error < tolerance, (jax.tree_util.keystr(path), error)
 
 
-@pytest.mark.parametrize("name", ["resnet18_small", "vit_s16"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("resnet18_small", marks=pytest.mark.slow), "vit_s16"]
+)
 def test_one_step_on_one_and_eight_devices(name):
     # With SGD's momentum buffer in the state, equal states mean equal gradients.
     one, one_loss = run(recipe(name), 1, steps=1)

@@ -67,8 +67,12 @@ def check_source(
 
 
 def check_batch_size(batch_size: int, count: int, source: str) -> None:
-    """Refuses a batch that is larger than its source."""
-    if not 1 <= batch_size <= count:
+    """Refuses a batch that is empty or larger than its source."""
+    if batch_size < 1:
+        raise UserError(
+            f"config.batch_size is {batch_size}; it must be from 1 to the {count} images of {source}."
+        )
+    if batch_size > count:
         raise UserError(
             f"config.batch_size is {batch_size}, but {source} holds only {count} images; a batch "
             "takes each at most once."

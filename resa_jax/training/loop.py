@@ -95,12 +95,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
                 writer.say(f"Going on after step {first_step} of {total_steps}.")
 
             for step in range(first_step + 1, total_steps + 1):
-                # A hidden copy between host and devices would be an error.
-                with profiler.step(step), jax.transfer_guard("disallow"):
+                with profiler.step(step):
                     with clock("data_wait"):
                         batch = next(stream)
-                    views = programs.make_views(state.step, *to_devices(batch, mesh))
-                    state, metrics = programs.train_step(state, views)
+                    images = to_devices(batch, mesh)
+                    with jax.transfer_guard("disallow"):  # no hidden copy from host or elsewhere
+                        views = programs.make_views(state.step, *images)
+                        state, metrics = programs.train_step(state, views)
                 profiler.launched(step, metrics)
                 if step == 1:
                     writer.show(step, views)
