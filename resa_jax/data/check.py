@@ -70,7 +70,8 @@ def check_batch_size(batch_size: int, count: int, source: str) -> None:
     """Refuses a batch that is empty or larger than its source."""
     if batch_size < 1:
         raise UserError(
-            f"config.batch_size is {batch_size}; it must be from 1 to the {count} images of {source}."
+            f"config.batch_size is {batch_size}; it must be from 1 to the {count} images "
+            f"of {source}."
         )
     if batch_size > count:
         raise UserError(

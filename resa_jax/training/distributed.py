@@ -1,5 +1,6 @@
 """Processes: joining those of a cluster, and leaving together when one is told to stop or dies."""
 
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,8 @@ def joined_processes(options: Mapping[str, Any] | None) -> Iterator[None]:
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
         )
+        if jax.process_index() > 0:  # process 0 speaks for all
+            logging.getLogger("resa_jax").setLevel(logging.WARNING)
         yield
     except BaseException as error:
         _leave(error)
