@@ -8,10 +8,17 @@ plays its own part: the states that it goes through, how its install ends and ho
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
+# What is begun with SIGINT ignored, as in the background, cannot catch it.
+_INTERRUPTIBLE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp("bash", ["bash", *sys.argv[1:]])
+"""
 
 # Runs until the host is gone, as a run does that is never finished; SIGTERM ends it with 0.
 LOOP = "while test -e $HOME/resa_jax; do sleep 0.05; done"
@@ -123,7 +130,7 @@ class Cloud:
     def start(self, *arguments) -> subprocess.Popen:
         """Starts launch/tpu_vm.sh with these arguments, in a process group of its own."""
         process = subprocess.Popen(
-            ["bash", ROOT / "launch" / "tpu_vm.sh", *arguments],
+            [sys.executable, "-c", _INTERRUPTIBLE, ROOT / "launch" / "tpu_vm.sh", *arguments],
             env=self.environment,
             cwd=ROOT,
             stdout=subprocess.PIPE,

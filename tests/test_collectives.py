@@ -59,8 +59,15 @@ def found_collectives(hlo):
     return found
 
 
-@pytest.mark.parametrize("num_devices", [4, 8])
-@pytest.mark.parametrize("name", ["resnet18_small", "vit_s16"])
+@pytest.mark.parametrize(
+    ("name", "num_devices"),
+    [
+        ("vit_s16", 4),
+        ("vit_s16", 8),
+        ("resnet18_small", 4),
+        pytest.param("resnet18_small", 8, marks=pytest.mark.slow),
+    ],
+)
 def test_collectives(name, num_devices):
     config = recipe(name)
     found = found_collectives(compiled_step(config, num_devices).as_text())

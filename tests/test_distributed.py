@@ -250,6 +250,7 @@ def copy(stopped, folder):
     return folder / "run", step
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_and_the_same_number_resumes_bitwise(images, unbroken, stopped, tmp_path):
     workdir, step = copy(stopped, tmp_path)
     finished(workdir, 2, 1, **VIT, **source(images, STEPS))

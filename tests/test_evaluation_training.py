@@ -4,6 +4,7 @@ Views are the centre crops of the test images, so that the other statement sees 
 """
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -215,7 +216,7 @@ def test_rates_and_blocks_by_architecture():
     """Table 9 of the paper."""
 
     def resolve(protocol, spec, batch):
-        return protocol.resolve(make_encoder(spec)[0], None, batch)[0]
+        return protocol.resolve(SimpleNamespace(spec=spec), None, batch)[0]
 
     protocol = create_protocol("linear-imagenet")
     for batch, rate in ((1024, 40.0), (256, 10.0), (None, 10.0), (128, 5.0)):

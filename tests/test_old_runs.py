@@ -33,6 +33,7 @@ def recipe(*overrides):
     return load_config(path, [*sizes, "eval.baselines=false", *overrides])
 
 
+@pytest.mark.slow
 def test_it_goes_on(run):
     metrics = train(recipe(), run)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

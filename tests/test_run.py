@@ -19,10 +19,10 @@ from resa_jax.config import load_config
 
 
 ROOT = Path(__file__).parents[1]
-# 32 images a batch make 56 steps an epoch; checkpoints come after each. The network is the one
+# 64 images a batch make 28 steps an epoch; checkpoints come after each. The network is the one
 # with BatchNorm that compiles fastest.
 OVERRIDES = (
-    *("steps=130", "batch_size=32", "seed=3", "log_every=5"),
+    *("steps=70", "batch_size=64", "seed=3", "log_every=5"),
     *("eval.every_epochs=1", "checkpoint.every_epochs=1"),
     *("encoder.name=vitc_s16", "encoder.patch_size=4", "encoder.width=64", "encoder.depth=1"),
 )
@@ -116,12 +116,12 @@ def test_two_runs_are_bitwise_equal(unbroken, tmp_path, environment):
 
 def test_a_killed_run_resumes_bitwise(unbroken, tmp_path, environment):
     process = start(tmp_path, environment | READ_ONLY_CACHE)
-    wait_for_step(tmp_path, 75, process)  # in the middle of the second epoch
+    wait_for_step(tmp_path, 40, process)  # in the middle of the second epoch
     process.kill()
     process.communicate()
     # What a killed process may leave behind: half a line.
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 80, "lo')
+        file.write('{"step": 45, "lo')
     output = finish(start(tmp_path, environment))
     assert "Going on after step" in output
     assert_same_run(unbroken[0], tmp_path)
@@ -130,11 +130,11 @@ def test_a_killed_run_resumes_bitwise(unbroken, tmp_path, environment):
 @pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_resume(unbroken, tmp_path, environment):
     process = start(tmp_path, environment)
-    wait_for_step(tmp_path, 65, process)
+    wait_for_step(tmp_path, 35, process)
     process.send_signal(signal.SIGTERM)
     output = finish(process)
     step, _ = last_state(tmp_path)
-    assert 65 <= step < 130
+    assert 35 <= step < 70
     assert f"step {step} is saved" in output
     assert f"--workdir={tmp_path}" in output
     finish(start(tmp_path, environment))
@@ -152,7 +152,7 @@ def test_a_finished_run(unbroken, environment, tmp_path):
     names = {}
     exec("\n".join(line.strip() for line in lines), names)
     assert names["encodings"].shape == (1, load_encoder(workdir / "encoder").num_features)
-    for path in (workdir, workdir / "checkpoints" / "130"):
+    for path in (workdir, workdir / "checkpoints" / "70"):
         pixels = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
         np.testing.assert_array_equal(load_encoder(path)(pixels), names["encoder"](pixels))
     shutil.copytree(workdir, tmp_path / "moved")
@@ -162,18 +162,18 @@ def test_a_finished_run(unbroken, environment, tmp_path):
 def test_records(unbroken):
     workdir, _ = unbroken
     steps = [r["step"] for r in records(workdir) if "loss" in r]
-    assert steps == [*range(1, 11), *range(15, 131, 5)]
+    assert steps == [*range(1, 11), *range(15, 71, 5)]
     evaluated = [r["step"] for r in records(workdir) if "eval/knn_top1" in r]
     # Before the first step too, since this recipe compares with the untrained encoder.
-    assert evaluated == [0, 56, 112, 130]
+    assert evaluated == [0, 28, 56, 70]
     first = next(record for record in records(workdir) if "loss" in record)
     assert first["learning_rate"] > 0
     assert first["ema_momentum"] == pytest.approx(0.98)
     assert first["kl"] == pytest.approx(first["loss"] - first["assignment_entropy"], abs=1e-5)
     assert list((workdir / "tensorboard").iterdir())
-    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 32
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 64
     kept = sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
-    assert kept == [112, 130]
+    assert kept == [56, 70]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_init_from(unbroken, tmp_path, monkeypatch):
     overrides = (f"init_from={workdir / 'encoder'}", *ENCODER)
     still = ("steps=1", "base_lr=1e-30", "weight_decay=0")
     train(load_config("configs/digits.py:smoke", overrides + still), tmp_path / "run")
-    old = read_subtree(workdir / "checkpoints" / "130", "ema_params/encoder")["ema_params/encoder"]
+    old = read_subtree(workdir / "checkpoints" / "70", "ema_params/encoder")["ema_params/encoder"]
     for name in ("ema_params/encoder", "params/encoder"):
         new = read_subtree(tmp_path / "run" / "checkpoints" / "1", name)[name]
         for x, y in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):

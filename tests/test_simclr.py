@@ -99,6 +99,7 @@ def test_recipes():
     }
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_only_encoder(tmp_path):
     config = load_config(str(ROOT / "configs" / "digits.py:simclr,smoke"))
     whole = train(config, tmp_path / "whole")

@@ -470,6 +470,7 @@ def test_workers_do_not_change_the_batches_of_tfds(tfds_dir):
             np.testing.assert_array_equal(one[name], other[name])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed here"
 )
