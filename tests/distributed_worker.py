@@ -3,6 +3,7 @@
 Environment:
   TEST_INDICES: each process appends "STEP INDICES" of its part of every batch to TEST_INDICES.ID.
   TEST_FSDP_BYTES: the size from which fsdp splits a tensor, since those of the tests are small.
+  TEST_DEVICE_ORDER: JAX lists the processes' devices in turn (0 1 0 1), as a TPU v5p 2x2x2.
   JAX_ENABLE_X64: the networks start, and so stay, in float64.
 """
 
@@ -41,12 +42,23 @@ def in_float64(*arguments):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trees)
 
 
+def in_turn(devices):
+    """The first device of each process, then the second of each."""
+    by_process = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    return [device for row in zip(*by_process.values(), strict=True) for device in row]
+
+
 if __name__ == "__main__":
     if "TEST_INDICES" in os.environ:
         batches = loop.batches
         loop.batches = lambda *args, **options: noting(batches(*args, **options))
     if "TEST_FSDP_BYTES" in os.environ:
         sharding._FSDP_MIN_BYTES = int(os.environ["TEST_FSDP_BYTES"])
+    if "TEST_DEVICE_ORDER" in os.environ:
+        all_devices = jax.devices
+        jax.devices = lambda: in_turn(all_devices())
     if jax.config.jax_enable_x64:
         programs.init_networks = in_float64
     run(main.main, overrides=True)

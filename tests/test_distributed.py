@@ -205,6 +205,28 @@ def test_five_steps_in_float64(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "devices"), [(2, 2), (4, 2)])
+def test_the_order_in_which_jax_lists_devices_does_not_matter(tmp_path, num_processes, devices):
+    """Batches, losses, features' scores and the state are those of one process with one device."""
+    classes = small_images(tmp_path / "images", per_class=4)
+    options = VITC | source(classes, 3)
+    finished(tmp_path / "one", 1, 1, environment=FLOAT64, **options)
+    environment = FLOAT64 | {"TEST_DEVICE_ORDER": "in turn"}
+    finished(tmp_path / "run", num_processes, devices, environment=environment, **options)
+    one, run = tmp_path / "one", tmp_path / "run"
+    assert stream(run) == stream(one)
+    assert_close(state(run), state(one), 1e-9)
+    scores = [
+        {name: value for record in records(path) for name, value in record.items()}
+        for path in (run, one)
+    ]
+    names = {name for name in scores[1] if name == "loss" or name.startswith("eval/")}
+    assert {"eval/knn_top1", "eval/encoding_ari", "eval/encoding_nmi"} < names
+    for name in names:
+        np.testing.assert_allclose(scores[0][name], scores[1][name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_processes", "devices", "sharding"), LAYOUTS)
 def test_one_step_in_float32(
     images, one_step_in_float32, tmp_path, num_processes, devices, sharding

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from resa_jax.errors import UserError
 
 
 # A process that has not been heard of for so long is dead, and JAX ends all the others.
-HEARTBEAT_TIMEOUT_SECONDS = 60
+HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's default: one that compiles on a busy host may be late
+_LAST_WORDS_SECONDS = 2
 
 
 @contextmanager
@@ -53,6 +55,9 @@ def _leave(error):
     if isinstance(error, UserError | FloatingPointError):
         print(f"error: {error}", file=sys.stderr)
         code = 2
+        if jax.process_index() == 0:
+            # The end of process 0 ends the others, which may have a sentence of their own to say.
+            time.sleep(_LAST_WORDS_SECONDS)
     elif isinstance(error, jax.errors.JaxRuntimeError):
         print(
             f"error: {error}\nSo it looks when another process of the run has died or cannot be "

@@ -14,6 +14,7 @@ from resa_jax.data.sources import open_sources
 from resa_jax.data.statistics import with_statistics
 from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.sharding import check_divisible, create_mesh, to_devices
+from resa_jax.training.agreement import check_agreement
 from resa_jax.training.distributed import Preemption
 from resa_jax.training.finish import finish
 from resa_jax.training.initialize import initialize_from
@@ -49,6 +50,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
         # Data: batch i is a function of (seed, i) alone, so the step restarts the stream.
         source, test_source = open_sources(config.data, config.batch_size)
         config = with_statistics(config, source)
+        sources = {"data.source": source} | (
+            {} if test_source is None else {"data.test_source": test_source}
+        )
+        check_agreement(config, workdir, sources)
         epoch = steps_per_epoch(len(source), config.batch_size)
         total_steps = config.steps or math.ceil(config.epochs * epoch)
         workdir = claim_workdir(workdir, config)
