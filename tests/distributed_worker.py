@@ -3,11 +3,13 @@
 Environment:
   TEST_INDICES: each process appends "STEP INDICES" of its part of every batch to TEST_INDICES.ID.
   TEST_FSDP_BYTES: the size from which fsdp splits a tensor, since those of the tests are small.
-  TEST_DEVICE_ORDER: JAX lists the processes' devices in turn (0 1 0 1), as a TPU v5p 2x2x2.
+  TEST_DEVICE_ORDER: the mesh is made of the processes' devices in turn (0 1 0 1), the order that
+    `jax.make_mesh` gives a TPU v5p 2x2x2.
   JAX_ENABLE_X64: the networks start, and so stay, in float64.
 """
 
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +44,11 @@ def in_float64(*arguments):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trees)
 
 
-def in_turn(devices):
-    """The first device of each process, then the second of each."""
+def devices_in_turn():
+    """The first device of each process, then the second of each: for our own mesh alone, since
+    JAX's helpers count on a process's devices lying together."""
     by_process = {}
-    for device in devices:
+    for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)
     return [device for row in zip(*by_process.values(), strict=True) for device in row]
 
@@ -57,8 +60,7 @@ if __name__ == "__main__":
     if "TEST_FSDP_BYTES" in os.environ:
         sharding._FSDP_MIN_BYTES = int(os.environ["TEST_FSDP_BYTES"])
     if "TEST_DEVICE_ORDER" in os.environ:
-        all_devices = jax.devices
-        jax.devices = lambda: in_turn(all_devices())
+        sharding.jax = types.SimpleNamespace(**vars(jax) | {"devices": devices_in_turn})
     if jax.config.jax_enable_x64:
         programs.init_networks = in_float64
     run(main.main, overrides=True)
