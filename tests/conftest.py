@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_use_fusion_emitters=false",  # the older code generator: half the time
+        "--xla_cpu_parallel_codegen_split_count=1",  # the tests already keep all cores busy
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -27,6 +27,7 @@ def test_flops_of_a_forward_pass(name, size, gmac):
     assert 2e9 * gmac * 0.85 < flops < 2e9 * gmac * 1.04
 
 
+@pytest.mark.slow
 def test_flops_of_a_training_image():
     # Two large views with and four small ones without the EMA network; three passes online.
     config = load_config("configs/imagenet_vits.py")

@@ -64,7 +64,7 @@ def found_collectives(hlo):
     [
         ("vit_s16", 4),
         ("vit_s16", 8),
-        ("resnet18_small", 4),
+        pytest.param("resnet18_small", 4, marks=pytest.mark.slow),
         pytest.param("resnet18_small", 8, marks=pytest.mark.slow),
     ],
 )

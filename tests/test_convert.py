@@ -112,7 +112,7 @@ def test_round_trip_of_our_own(name, tmp_path):
         ("resnet18_small", ".safetensors"),
         ("vitc_s16", ".safetensors"),
         ("vit_s16_mocov3", ".safetensors"),
-        ("resnet50", ".pkl"),
+        pytest.param("resnet50", ".pkl", marks=pytest.mark.slow),
         ("resnet18_small", ".pkl"),
         pytest.param("resnet18_small", ".pth", marks=pytest.mark.torch),
         pytest.param("vitc_s16", ".pth", marks=pytest.mark.torch),
@@ -299,7 +299,7 @@ def test_checkpoint_of_one_encoder(child, tmp_path):
             load_encoder(path, network="online")
 
 
-@pytest.mark.parametrize("vit", [False, True])
+@pytest.mark.parametrize("vit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_networks_of_a_full_checkpoint(vit, tmp_path):
     layout, features = (CIFAR, 32) if not vit else (torch_layouts.vit(192, 12, 16, 2), 192)
     tensors = full_checkpoint(layout, vit, features)

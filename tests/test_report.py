@@ -95,7 +95,7 @@ def test_folder_without_a_run_is_refused(tmp_path):
 
 def test_pictures_with_and_without_labels(workdir, tmp_path):
     digits = open_source("digits")
-    with_labels = gallery.draw_gallery(workdir, digits, "digits", max_images=200)
+    with_labels = gallery.draw_gallery(workdir, digits, "digits", max_images=120)
     titles = [picture.title for picture in with_labels]
     assert titles[0] == "Encodings in the plane" and titles[-1] == "Assignment"
     assert sum(title.startswith("Sub-clusters of") for title in titles) == 3
