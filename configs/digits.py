@@ -1,6 +1,6 @@
 """ReSA on scikit-learn's handwritten digits: a whole run in two minutes on two CPU cores.
 
-1,797 grey images of 8 x 8 pixels, shipped inside scikit-learn, so nothing is downloaded. The run
+1,797 gray images of 8 x 8 pixels, shipped inside scikit-learn, so nothing is downloaded. The run
 ends with a table: how well pixels, the untrained encoder and the trained one cluster by digit.
 
     python -m resa_jax.main --config=configs/digits.py --workdir=runs/digits

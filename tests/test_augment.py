@@ -441,7 +441,7 @@ def test_jitter_numbers_are_uniform_in_their_ranges():
 
 def test_brightness_of_views_is_uniform():
     view = View(8, crop="center", **(PLAIN | {"jitter_probability": 1.0}), contrast=0.0)
-    gray = np.full((8, 8, 3), 180, np.uint8)  # saturation and hue leave grey alone
+    gray = np.full((8, 8, 3), 180, np.uint8)  # saturation and hue leave gray alone
     factors = (views_of(gray, 4000, view)[:, 0, 0, 0] + 0.5) / 180
     assert scipy.stats.kstest(factors, scipy.stats.uniform(0.6, 0.8).cdf).statistic < 0.03
 

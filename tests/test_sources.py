@@ -129,12 +129,12 @@ def test_reduction_is_the_same_on_both_ways_of_decoding(any_photographs):
 
 def color_kinds():
     return {
-        "grey jpeg": lambda x: encode(x.convert("L"), "JPEG"),
+        "gray jpeg": lambda x: encode(x.convert("L"), "JPEG"),
         "cmyk jpeg": lambda x: encode(x.convert("CMYK"), "JPEG"),
         "progressive jpeg": lambda x: encode(x, "JPEG", progressive=True),
         "rgb png": lambda x: encode(x, "PNG"),
-        "grey png": lambda x: encode(x.convert("L"), "PNG"),
-        "grey and alpha png": lambda x: encode(x.convert("LA"), "PNG"),
+        "gray png": lambda x: encode(x.convert("L"), "PNG"),
+        "gray and alpha png": lambda x: encode(x.convert("LA"), "PNG"),
         "rgba png": lambda x: encode(x.convert("RGBA"), "PNG"),
         "one bit png": lambda x: encode(x.convert("1"), "PNG"),
         "palette png": lambda x: encode(x.quantize(64), "PNG"),
@@ -289,8 +289,8 @@ def test_npz(tmp_path):
     assert check_source(f"npz:{tmp_path / 'a.npz'}") == len(source) == 5
     np.testing.assert_array_equal(source.labels, [2, 0, 1, 1, 0])
     np.testing.assert_array_equal(source[3], images[3])
-    for grey in (images[..., 0], images[..., :1]):
-        np.savez_compressed(tmp_path / "b.npz", images=grey)
+    for gray in (images[..., 0], images[..., :1]):
+        np.savez_compressed(tmp_path / "b.npz", images=gray)
         source = open_source(f"npz:{tmp_path / 'b.npz'}")
         assert source.labels is None
         np.testing.assert_array_equal(source[1], np.repeat(images[1, ..., :1], 3, axis=2))

@@ -30,13 +30,13 @@ def adjust_brightness(images: Images, factor: Float[Array, "n"]) -> Images:
 
 
 def adjust_contrast(images: Images, factor: Float[Array, "n"]) -> Images:
-    """Blends with the mean grey of the image, a whole number (`ImageEnhance.Contrast`)."""
+    """Blends with the mean gray of the image, a whole number (`ImageEnhance.Contrast`)."""
     mean = grayscale(images)[:, :1].mean(axis=(1, 2, 3), keepdims=True)
     return _blend(jnp.floor(mean + 0.5), images, factor)
 
 
 def adjust_saturation(images: Images, factor: Float[Array, "n"]) -> Images:
-    """Blends with the grey image (`ImageEnhance.Color`)."""
+    """Blends with the gray image (`ImageEnhance.Color`)."""
     return _blend(grayscale(images), images, factor)
 
 

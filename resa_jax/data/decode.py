@@ -33,8 +33,8 @@ def decode_image(data: bytes, canvas: int) -> UInt8[np.ndarray, "h w 3"]:
     scaling (by 2, 4 or 8, as far as it stays at least as large as the result), then by Pillow's
     antialiased resampling with the Hamming filter, which keeps more detail than the bilinear one.
 
-    Grey, palette, CMYK and transparent images become RGB as Pillow's `convert` has it (transparency
-    is dropped); 16-bit grey is divided by 257. The EXIF orientation is applied. Of an animation the
+    Gray, palette, CMYK and transparent images become RGB as Pillow's `convert` has it (transparency
+    is dropped); 16-bit gray is divided by 257. The EXIF orientation is applied. Of an animation the
     first frame is taken. The pixels are those of Pillow: its JPEG decoder is the same library.
 
     Raises:
@@ -84,7 +84,7 @@ def _resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> np.ndar
 
 
 def _decode_plain_jpeg(data: bytes, canvas: int) -> UInt8[np.ndarray, "h w 3"] | None:
-    """The fast path for grey and colour JPEGs; None leaves the image, or its error, to Pillow."""
+    """The fast path for gray and colour JPEGs; None leaves the image, or its error, to Pillow."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace in ("CMYK", "YCCK"):
@@ -117,7 +117,7 @@ def _decode_with_pillow(image: Image.Image, canvas: int) -> UInt8[np.ndarray, "h
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise BadImageError("its values are outside of 16 bits")

@@ -117,9 +117,9 @@ def _open_digits(choose: Callable) -> Source:
     from sklearn.datasets import load_digits  # heavy, and needed for nothing else here
 
     digits = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    gray = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     class_names = tuple(str(name) for name in digits.target_names)
-    return _from_arrays(grey, digits.target.astype(np.int32), class_names, 8, choose)
+    return _from_arrays(gray, digits.target.astype(np.int32), class_names, 8, choose)
 
 
 def _open_npz(path: str, canvas: int, choose: Callable) -> Source:

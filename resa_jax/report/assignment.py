@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -40,19 +39,19 @@ def assignment_matrix(
     state = {name: {} for name in names} | read_subtree(checkpoint, *names)
     with evaluation_batches(source, rows=rows, batch_size=len(rows)) as stream:
         batch = next(iter(stream))
-    views = augment(
-        jax.random.key(seed),
-        jnp.asarray(batch["images"]),
-        jnp.asarray(batch["sizes"]),
-        (View(**config.views[0]),),
-        config.data.mean,
-        config.data.std,
-    )
-    online, _ = forward(networks.online, state["params"], state["batch_stats"], views)
-    target = online
-    if networks.momentum is not None:
-        target, _ = forward(networks.momentum, state["ema_params"], state["ema_batch_stats"], views)
-    return np.asarray(method.assign(online, target))
+
+    @jax.jit
+    def assign(state, images, sizes):
+        view = View(**config.views[0])
+        data = config.data
+        views = augment(jax.random.key(seed), images, sizes, (view,), data.mean, data.std)
+        online, _ = forward(networks.online, state["params"], state["batch_stats"], views)
+        if networks.momentum is None:
+            return method.assign(online, online)
+        ema = state["ema_params"], state["ema_batch_stats"]
+        return method.assign(online, forward(networks.momentum, *ema, views)[0])
+
+    return np.asarray(assign(state, batch["images"], batch["sizes"]))
 
 
 def assignment_scores(
