@@ -1,7 +1,6 @@
 """Train states on disk: all that the project knows of Orbax."""
 
 import importlib.metadata
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -10,6 +9,7 @@ from orbax.checkpoint import v1 as ocp
 
 import resa_jax
 from resa_jax.errors import UserError
+from resa_jax.paths import AnyPath, absolute
 
 
 # Raised when what a checkpoint holds changes. 1 (before version 0.2) had no `buffers`, and the
@@ -27,7 +27,7 @@ class Checkpoints:
     devices, and a step's folder appears only once it is whole. Leaving the context waits for it.
     """
 
-    def __init__(self, directory: Path, keep: int, config: str):
+    def __init__(self, directory: AnyPath, keep: int, config: str):
         """
         Args:
           directory: made when it does not exist.
@@ -42,7 +42,7 @@ class Checkpoints:
             "versions": versions | {"resa_jax": resa_jax.__version__},
             "processes": jax.process_count(),
         }
-        self._directory = Path(directory).absolute()
+        self._directory = absolute(directory)
         # A replica writes its share of an array by a slice, a program compiled for every shape:
         # not worth it for what is small.
         context = ocp.Context()
@@ -87,7 +87,7 @@ class Checkpoints:
         return type(abstract)(**loaded["state"], **added)
 
 
-def read_subtree(path: Path, *names: str) -> dict:
+def read_subtree(path: AnyPath, *names: str) -> dict:
     """Parts of the checkpoint in the folder `path` as NumPy arrays, whatever devices saved it.
 
     Args:
@@ -98,7 +98,7 @@ def read_subtree(path: Path, *names: str) -> dict:
     Returns:
       A dict from name to nested dict.
     """
-    path = Path(path).absolute()
+    path = absolute(path)
     saved = ocp.checkpointables_metadata(path).metadata.get("state")
     if saved is None:
         raise UserError(f"{path} is no checkpoint of a train state.")
@@ -125,13 +125,13 @@ def read_subtree(path: Path, *names: str) -> dict:
     return {name: _lookup(state, keys) for name, keys in found.items()}
 
 
-def read_config(path: Path) -> str:
+def read_config(path: AnyPath) -> str:
     """The configuration, as JSON, of the run that saved the checkpoint in the folder `path`."""
     return _read_metadata(path)["config"]
 
 
-def _read_metadata(path: Path) -> dict:
-    metadata = ocp.checkpointables_metadata(Path(path).absolute()).custom_metadata
+def _read_metadata(path: AnyPath) -> dict:
+    metadata = ocp.checkpointables_metadata(absolute(path)).custom_metadata
     if metadata.get("format", 1) > FORMAT:
         version = metadata["versions"]["resa_jax"]
         raise UserError(

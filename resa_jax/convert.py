@@ -13,13 +13,11 @@ detectron2 (ResNet-50).
 Files other than .pth and .pt are read and written without PyTorch.
 """
 
-import os
-from pathlib import Path
-
 from absl import flags
 
 from resa_jax.cli import run
 from resa_jax.errors import UserError
+from resa_jax.paths import as_path, local_output
 
 
 _INPUT = flags.DEFINE_string("input", None, "Weights to read: a file, or a folder.", required=True)
@@ -31,12 +29,14 @@ _NETWORK = flags.DEFINE_enum("network", None, ["ema", "online"], "Which network;
 def main(arguments: list[str]) -> None:
     """Converts, and prints what became of every tensor."""
     del arguments
-    if not os.path.exists(_INPUT.value):
+    source, output = as_path(_INPUT.value, "--input="), as_path(_OUTPUT.value, "--output=")
+    if not source.exists():
         raise UserError(f"--input={_INPUT.value}: there is no such file or folder.")
     from resa_jax.weights.conversion import convert
 
-    for line in convert(Path(_INPUT.value), Path(_OUTPUT.value), _ARCH.value, _NETWORK.value):
-        print(line, flush=True)
+    with local_output(output) as local:
+        for line in convert(source, local, _ARCH.value, _NETWORK.value):
+            print(line.replace(str(local), str(output)), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ Neighbours and groups go by the direction of the encodings (cosine).
 """
 
 import os
-from pathlib import Path
 
 from absl import flags
 
 from resa_jax.cli import run
 from resa_jax.data.check import check_source
 from resa_jax.errors import UserError
+from resa_jax.paths import as_path, local_output
 
 
 _ENCODER = flags.DEFINE_string(
@@ -45,10 +45,10 @@ _ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "U
 def main(arguments: list[str]) -> None:
     """Checks the command before anything heavy is imported, then embeds."""
     del arguments
-    if not os.path.exists(_ENCODER.value):
+    if not as_path(_ENCODER.value, "--encoder=").exists():
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
     count = check_source(_SOURCE.value, split=_SPLIT.value)
-    output = Path(_OUTPUT.value)
+    output = as_path(_OUTPUT.value, "--output=")
     if output.suffix != ".npz":
         raise UserError(f"--output={output} must end in .npz.")
     for query in _QUERY.value:
@@ -75,14 +75,15 @@ def main(arguments: list[str]) -> None:
     arrays = extract(encoder, source, _SOURCE.value, preprocessing, layers, batch_size=batch_size)
     images = collection.Collection(source, _SOURCE.value, arrays)
     output.parent.mkdir(parents=True, exist_ok=True)
-    images.save(output)
-    shape = arrays["encoding"].shape
-    print(f"{shape[0]} encodings of {shape[1]} numbers each are in {output}.")
-    if _QUERY.value:
-        encode = collection.query_encoder(encoder, preprocessing)
-        print(images.find_neighbours(_QUERY.value, encode, _NEIGHBOURS.value, output))
-    if _GROUPS.value is not None:
-        print(images.make_groups(_GROUPS.value, _SEED.value, output))
+    with local_output(output) as local:
+        images.save(local)
+        shape = arrays["encoding"].shape
+        print(f"{shape[0]} encodings of {shape[1]} numbers each are in {output}.")
+        if _QUERY.value:
+            encode = collection.query_encoder(encoder, preprocessing)
+            print(images.find_neighbours(_QUERY.value, encode, _NEIGHBOURS.value, local))
+        if _GROUPS.value is not None:
+            print(images.make_groups(_GROUPS.value, _SEED.value, local))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from resa_jax.data.augment import normalize
 from resa_jax.methods.interface import create_method
 from resa_jax.models.network import Network, evaluate_layers, split
 from resa_jax.models.spec import EncoderSpec
+from resa_jax.paths import AnyPath, as_path
 from resa_jax.sharding import replicated
 from resa_jax.weights.export import is_export, read_description
 from resa_jax.weights.reading import find_checkpoint, read_children, read_encoder
@@ -46,7 +47,7 @@ class Encoder:
         batch_stats: dict,
         *,
         projector: nnx.Module | None = None,
-        path: Path = Path(),
+        path: AnyPath = Path(),
         network: str = "ema",
         step: int | None = None,
     ):
@@ -128,7 +129,7 @@ def load_encoder(
     Raises:
       UserError: when `path` is none of these.
     """
-    path = Path(path)
+    path = as_path(path)
     step = read_description(path).get("step") if is_export(path) else None
     saved = path.parent / "checkpoints" / str(step)
     if step is not None and projector and saved.is_dir():
@@ -140,7 +141,7 @@ def load_encoder(
     return _load_checkpoint(find_checkpoint(path), network, projector)
 
 
-def _load_checkpoint(path: Path, network: str, projector: bool) -> Encoder:
+def _load_checkpoint(path: AnyPath, network: str, projector: bool) -> Encoder:
     config = from_json(read_config(path))
     spec, method = EncoderSpec.from_config(config), create_method(config.method)
     names = ("encoder", "projector") if projector else ("encoder",)

@@ -21,6 +21,7 @@ from resa_jax.cli import run
 from resa_jax.data.check import check_source
 from resa_jax.errors import UserError
 from resa_jax.evaluation.protocols import ON_FEATURES, create_protocol
+from resa_jax.paths import AnyPath, as_path, write_whole
 
 
 _ENCODER = flags.DEFINE_string(
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> None:
     from resa_jax.evaluation import command
     from resa_jax.report.tables import format_result
 
-    results: Iterable[tuple[dict, Path | None]]
+    results: Iterable[tuple[dict, AnyPath | None]]
     if _FEATURES.value is not None:
         results = command.evaluate_features(
             protocols, Path(_FEATURES.value), _path(_TEST_FEATURES.value), _SEED.value
@@ -89,13 +90,13 @@ def main(arguments: list[str]) -> None:
         print(f"\n{format_result(result)}", flush=True)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(result, indent=2) + "\n")
+            write_whole(path, json.dumps(result, indent=2) + "\n")
             print(f"Written to {path}.")
 
 
 def _request(command):
     return command.Request(
-        encoder=Path(_ENCODER.value or ""),
+        encoder=as_path(_ENCODER.value or ""),
         arch=_ARCH.value,
         network=_NETWORK.value,
         source=_SOURCE.value,
@@ -126,7 +127,7 @@ def _fields():
 
 
 def _check_images():
-    if not os.path.exists(_ENCODER.value or ""):
+    if not as_path(_ENCODER.value or "", "--encoder=").exists():
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
     if _SOURCE.value is None:
         raise UserError(
@@ -156,7 +157,7 @@ def _test_source():
 
 
 def _path(text):
-    return None if text is None else Path(text)
+    return None if text is None else as_path(text)
 
 
 if __name__ == "__main__":

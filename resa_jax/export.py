@@ -9,13 +9,11 @@ The file runs wherever JAX does, without this package:
     encodings = encode(images)  # uint8 [n, size, size, 3] to float32 [n, d]
 """
 
-import os
-from pathlib import Path
-
 from absl import flags
 
 from resa_jax.cli import run
 from resa_jax.errors import UserError
+from resa_jax.paths import as_path
 
 
 _ALL_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -35,7 +33,7 @@ _PLATFORMS = flags.DEFINE_list("platforms", ["cpu"], "Where the file is to run."
 def main(arguments: list[str]) -> None:
     """Exports, loads back, and says how far the two differ."""
     del arguments
-    if not os.path.exists(_ENCODER.value):
+    if not as_path(_ENCODER.value, "--encoder=").exists():
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
     for platform in _PLATFORMS.value:
         if platform not in _ALL_PLATFORMS:
@@ -48,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
     encoder = load_encoder(_ENCODER.value, _ARCH.value, _NETWORK.value)
     serialized = export_stablehlo(encoder, tuple(_PLATFORMS.value))
-    output = Path(_OUTPUT.value)
+    output = as_path(_OUTPUT.value, "--output=")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(serialized)
     print(f"{output} holds {encoder.spec.name} for {', '.join(_PLATFORMS.value)}.")

@@ -14,6 +14,7 @@ from resa_jax.cli import run
 from resa_jax.config import load_config
 from resa_jax.data.check import check_batch_size, check_source
 from resa_jax.errors import UserError
+from resa_jax.paths import as_path
 from resa_jax.training.cluster import find_processes
 from resa_jax.workdir import claim_workdir
 
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> None:
         check_batch_size(config.batch_size, count, data.source)
     if data.test_source is not None:
         check_source(data.test_source, classes=data.classes, split="test")
-    if config.init_from is not None and not os.path.exists(config.init_from):
+    if config.init_from is not None and not as_path(config.init_from, "config.init_from=").exists():
         raise UserError(f"config.init_from={config.init_from}: there is no such file or folder.")
     claim_workdir(_WORKDIR.value, config, write=False)
     processes = find_processes(

@@ -3,15 +3,15 @@
 import json
 import os
 import socket
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from resa_jax.config import fields, fields_known, from_json, to_json
 from resa_jax.errors import UserError
+from resa_jax.paths import AnyPath, as_path, is_committed, write_whole
 
 
-def claim_workdir(workdir: str | Path, config: ConfigDict, *, write: bool = True) -> Path:
+def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, *, write: bool = True) -> AnyPath:
     """Makes sure that a run of `config` may use the folder, and writes config.json there.
 
     A folder with a run of another configuration is refused; fields that leave the mathematics alone
@@ -20,24 +20,23 @@ def claim_workdir(workdir: str | Path, config: ConfigDict, *, write: bool = True
     Args:
       workdir: the folder; made when it does not exist.
       config: the resolved configuration.
-      write: False only checks.
+      write: False only checks, that the folder can be written too.
 
     Raises:
       UserError: the folder holds another run, or cannot be written.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir, "--workdir=")
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _refuse_other_run(workdir, from_json(path.read_text()), config)
-        # All processes of a run write it; those on other hosts may have the same number.
-        temporary = workdir / f"config.json.{socket.gethostname()}.{os.getpid()}"
-        temporary.write_text(to_json(config))
         if write:
-            os.replace(temporary, path)
+            write_whole(path, to_json(config))
         else:
-            temporary.unlink()
+            trial = workdir / f".{socket.gethostname()}.{os.getpid()}.tmp"
+            trial.write_text("")
+            trial.unlink()
     except OSError as error:
         raise UserError(
             f"--workdir={workdir} cannot be used: {error.strerror} ({error.filename}). "
@@ -50,13 +49,13 @@ def claim_workdir(workdir: str | Path, config: ConfigDict, *, write: bool = True
     return workdir
 
 
-def checkpoint_paths(workdir: Path) -> list[Path]:
+def checkpoint_paths(workdir: AnyPath) -> list[AnyPath]:
     """The folders of a run's checkpoints, in the order of their steps."""
     paths = [path for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
-    return sorted(paths, key=lambda path: int(path.name))
+    return sorted(filter(is_committed, paths), key=lambda path: int(path.name))
 
 
-def is_finished(workdir: Path, total_steps: int) -> bool:
+def is_finished(workdir: AnyPath, total_steps: int) -> bool:
     """Whether the run in `workdir` has left its encoder."""
     path = workdir / "encoder" / "encoder.json"
     return path.is_file() and json.loads(path.read_text())["step"] == total_steps

@@ -1,11 +1,13 @@
 """What a run writes to TensorBoard."""
 
 import io
+import json
 import struct
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
@@ -46,3 +48,14 @@ def test_views_and_scalars_in_tensorboard(tmp_path):
         # Eight of 64 images on the first of eight devices.
         np.testing.assert_array_equal(picture, np.concatenate(pixels[number, :8], axis=1))
     assert values["eval/knn_top1"].simple_value == 75
+
+
+@pytest.mark.parametrize(("first_step", "kept"), [(0, []), (5, [0, 5]), (9, [0, 5, 9])])
+def test_a_step_stands_once(tmp_path, first_step, kept):
+    config = load_config(str(ROOT / "configs" / "digits.py:smoke"), [])
+    lines = [json.dumps({"step": step}) + "\n" for step in (0, 5, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 1')
+    with MetricsWriter(tmp_path, config, WallTime(), first_step, 10, 5, flops=1e6):
+        pass
+    left = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in left] == kept

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from resa_jax.evaluation.feature_sets import read_features, train_and_test
 from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.evaluation.shared_features import SharedFeatures
 from resa_jax.evaluation.training import open_subsets
+from resa_jax.paths import AnyPath, absolute, is_remote
 from resa_jax.workdir import checkpoint_paths
 
 
@@ -33,7 +33,7 @@ _CIFAR_MEANS = ((0.4914, 0.4822, 0.4465), (0.5071, 0.4865, 0.4409))
 class Request:
     """The arguments of `python -m resa_jax.evaluate`; see its flags."""
 
-    encoder: Path
+    encoder: AnyPath
     arch: str | None
     network: str
     source: str
@@ -43,7 +43,7 @@ class Request:
     classes: str | None
     seed: int
     all_checkpoints: bool
-    cache: Path | None
+    cache: AnyPath | None
     image_size: int | None
     resize: int | None
     batch_size: int
@@ -57,7 +57,7 @@ class Request:
 
 
 def evaluate_features(
-    protocols, features: Path, test_features: Path | None, seed: int
+    protocols, features: AnyPath, test_features: AnyPath | None, seed: int
 ) -> Iterator[tuple[dict, None]]:
     """Scores features read from files; yields each protocol's result."""
     train = read_features(features)
@@ -76,7 +76,7 @@ def evaluate_features(
         yield _result(protocol, origin, seed, *parts, scores), None
 
 
-def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, Path | None]]:
+def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, AnyPath | None]]:
     """Scores an encoder, or each checkpoint of its run, on images.
 
     Yields:
@@ -152,21 +152,22 @@ def open_labelled_sources(protocols, request: Request) -> tuple[Source, Source |
     return source, test_source
 
 
-def find_workdir(path: Path) -> Path | None:
+def find_workdir(path: AnyPath) -> AnyPath | None:
     """The folder of the run that an encoder's path belongs to, None for one without a run."""
     if path.is_file():
         return None
-    path = path.absolute()
+    path = absolute(path)
     for folder in (path, path.parent, path.parent.parent):
         if (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file():
             return folder
     return None
 
 
-def _cache(request: Request, workdir: Path | None) -> Path | None:
+def _cache(request: Request, workdir: AnyPath | None) -> AnyPath | None:
     # All layers of every checkpoint would fill the disk for the sake of one protocol.
+    # A bucket's are not mapped into memory.
     if request.cache is None and workdir is not None and not request.all_checkpoints:
-        return workdir / "evaluation" / "features"
+        return None if is_remote(workdir) else workdir / "evaluation" / "features"
     return request.cache
 
 
@@ -221,7 +222,9 @@ def _test_title(protocol, request: Request) -> str | None:
     return _source_title(request.test_source, request.test_split)
 
 
-def _default_path(protocol, path: Path, workdir: Path | None, request: Request) -> Path | None:
+def _default_path(
+    protocol, path: AnyPath, workdir: AnyPath | None, request: Request
+) -> AnyPath | None:
     if workdir is None:
         return None
     name = protocol.name
@@ -234,5 +237,5 @@ def _default_path(protocol, path: Path, workdir: Path | None, request: Request) 
     return workdir / "evaluation" / f"{name}.json"
 
 
-def _config(workdir: Path) -> ConfigDict:
+def _config(workdir: AnyPath) -> ConfigDict:
     return from_json((workdir / "config.json").read_text())

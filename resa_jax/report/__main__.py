@@ -7,12 +7,11 @@ left in DIR/evaluation, pictures of the encodings, throughput and wall time. For
 every layer over training, run `evaluate --protocol=clustering --all_checkpoints` first.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from resa_jax.cli import run
 from resa_jax.data.check import check_source
+from resa_jax.paths import as_path
 from resa_jax.report.run_record import read_run
 
 
@@ -26,7 +25,7 @@ _MAX_IMAGES = flags.DEFINE_integer("max_images", 2000, "Images in the pictures."
 def main(arguments: list[str]) -> None:
     """Checks the folder before anything heavy is imported, then writes the page."""
     del arguments
-    record = read_run(Path(_WORKDIR.value))
+    record = read_run(as_path(_WORKDIR.value, "--workdir="))
     source_name = _SOURCE.value or record.config["data"]["source"]
     pictures = _PICTURES.value and record.has_checkpoint
     if pictures:
@@ -47,7 +46,7 @@ def main(arguments: list[str]) -> None:
             source_name, canvas=data["canvas"], on_bad_image=data["on_bad_image"], **options
         )
         gallery = draw_gallery(record.workdir, source, source_name, max_images=_MAX_IMAGES.value)
-    output = Path(_OUTPUT.value or record.workdir / "report.html")
+    output = as_path(_OUTPUT.value or record.workdir / "report.html", "--output=")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(render_page(record, gallery), encoding="utf-8")
     print(f"The report is in {output}.")

@@ -1,6 +1,5 @@
 """The assignment of a batch by a checkpoint's two networks (Figure 11), and what it says."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,16 +13,17 @@ from resa_jax.data.pipeline import evaluation_batches
 from resa_jax.data.sources import Source
 from resa_jax.data.view import View
 from resa_jax.methods.interface import create_method
+from resa_jax.paths import AnyPath
 from resa_jax.training.networks import create_networks, forward
 
 
-def makes_assignment(checkpoint: Path) -> bool:
+def makes_assignment(checkpoint: AnyPath) -> bool:
     """Whether the method of a checkpoint's run assigns images to each other, as ReSA does."""
     return hasattr(create_method(from_json(read_config(checkpoint)).method), "assign")
 
 
 def assignment_matrix(
-    checkpoint: Path, source: Source, rows: Int[np.ndarray, " m"], seed: int = 0
+    checkpoint: AnyPath, source: Source, rows: Int[np.ndarray, " m"], seed: int = 0
 ) -> Float[np.ndarray, "m m"]:
     """The assignment that the method makes for some images in their weak view, in train mode.
 

@@ -1,7 +1,6 @@
 """The pictures of a trained network's features: t-SNE, sub-clusters, neighbours, assignment."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -13,6 +12,7 @@ from resa_jax.encoder import load_encoder
 from resa_jax.evaluation.features import extract
 from resa_jax.evaluation.knn import l2_normalize, nearest_neighbours
 from resa_jax.evaluation.preprocessing import Preprocessing
+from resa_jax.paths import AnyPath, is_remote
 from resa_jax.report.assignment import assignment_matrix, assignment_scores, makes_assignment
 from resa_jax.report.figures import heat_map_figure, picture_uri, scatter_figure
 from resa_jax.report.montage import montage
@@ -38,7 +38,7 @@ class Picture:
 
 
 def draw_gallery(
-    workdir: Path, source: Source, source_name: str, *, max_images: int, seed: int = 0
+    workdir: AnyPath, source: Source, source_name: str, *, max_images: int, seed: int = 0
 ) -> list[Picture]:
     """All pictures of a run's latest checkpoint, on a sample of a source.
 
@@ -57,7 +57,7 @@ def draw_gallery(
         Preprocessing.of(encoder.spec),
         rows=rows,
         batch_size=min(256, len(rows)),
-        cache=workdir / "evaluation" / "features",
+        cache=None if is_remote(workdir) else workdir / "evaluation" / "features",
     )
     features, indices = np.asarray(arrays["encoding"]), np.asarray(arrays["indices"])
     labels = np.asarray(arrays["labels"]) if source.is_labelled else None
@@ -190,7 +190,7 @@ class Sample:
 
 
 def draw_assignment(
-    checkpoints: list[Path], source: Source, labels, indices, seed: int, size: int = 100
+    checkpoints: list[AnyPath], source: Source, labels, indices, seed: int, size: int = 100
 ) -> Picture:
     """Figure 11: the assignment of up to 100 images by the first and the last checkpoint kept."""
     rng = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ from html import escape
 from statistics import median
 
 from resa_jax.config import fields
+from resa_jax.paths import absolute
 from resa_jax.report.figures import bars_figure, curves_figure
 from resa_jax.report.gallery import Picture
 from resa_jax.report.run_record import LAYERS, RunRecord
@@ -63,7 +64,7 @@ def render_page(record: RunRecord, gallery: list[Picture]) -> str:
         _time(record),
         _recipe(record),
     )
-    title = escape(f"{record.workdir.resolve().name} ({record.config.method.name})")
+    title = escape(f"{absolute(record.workdir).name} ({record.config.method.name})")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -91,7 +92,7 @@ def _header(record):
     )
     encoder = config.encoder
     return (
-        f"<h1>{escape(record.workdir.resolve().name)}</h1>"
+        f"<h1>{escape(absolute(record.workdir).name)}</h1>"
         f'<p class="quiet">{escape(config.method.name)}: {escape(encoder.name)} at '
         f"{encoder.image_size} px on {escape(config.data.source)}; batch {config.batch_size}, "
         f"seed {config.seed}; "

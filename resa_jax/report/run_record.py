@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from resa_jax.config import from_json
 from resa_jax.errors import UserError
+from resa_jax.paths import AnyPath
 from resa_jax.workdir import checkpoint_paths
 
 
@@ -35,7 +35,7 @@ class RunRecord:
       has_checkpoint: whether there is a network to draw pictures of.
     """
 
-    workdir: Path
+    workdir: AnyPath
     config: ConfigDict
     records: list[dict]
     evaluations: dict[str, dict]
@@ -83,7 +83,7 @@ class RunRecord:
                 yield epochs[result["step"]], scores[score]
 
 
-def read_run(workdir: Path) -> RunRecord:
+def read_run(workdir: AnyPath) -> RunRecord:
     """Reads a run's folder.
 
     Raises:

@@ -7,6 +7,7 @@ one process would wait for another's for ever.
 import hashlib
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -23,7 +24,9 @@ from resa_jax.errors import UserError
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def check_agreement(config: ConfigDict, workdir: str | Path, sources: dict[str, Source]) -> None:
+def check_agreement(
+    config: ConfigDict, workdir: str | os.PathLike, sources: dict[str, Source]
+) -> None:
     """Refuses to start when a process differs from process 0; all raise, within seconds.
 
     Compared are the folder of the run, every field of the config, the images of the sources by

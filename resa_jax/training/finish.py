@@ -1,7 +1,6 @@
 """What a run leaves behind: its encoder, a table of baselines, and how to use it."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 from resa_jax.evaluation.clustering import compare_features, format_table
 from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.models.spec import EncoderSpec
+from resa_jax.paths import AnyPath, write_whole
 from resa_jax.training.programs import Programs
 from resa_jax.training.step import TrainState
 from resa_jax.weights.export import export_encoder
@@ -17,7 +17,7 @@ from resa_jax.weights.export import export_encoder
 
 def finish(
     config: ConfigDict,
-    workdir: Path,
+    workdir: AnyPath,
     programs: Programs,
     evaluation: OnlineEvaluation,
     state: TrainState,
@@ -37,9 +37,9 @@ def finish(
     if jax.process_index() > 0:
         return
     if table is not None:
-        (workdir / "evaluation").mkdir(exist_ok=True)
+        (workdir / "evaluation").mkdir(parents=True, exist_ok=True)
         path = workdir / "evaluation" / "baselines.json"
-        path.write_text(json.dumps(table, indent=2) + "\n")
+        write_whole(path, json.dumps(table, indent=2) + "\n")
         print(f"\n{format_table(table)}")
     print(f"\n{_usage(workdir, config.data.source, config.encoder.image_size)}")
 

@@ -1,6 +1,5 @@
 """Starting a run from weights that are there already."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resa_jax.errors import UserError
+from resa_jax.paths import as_path
 from resa_jax.training.step import TrainState
 from resa_jax.weights.networks import read_networks
 
@@ -26,7 +26,7 @@ def initialize_from(path: str | None, state: TrainState, encoder: str) -> TrainS
     """
     if path is None:
         return state
-    spec, networks = read_networks(Path(path), arch=encoder)
+    spec, networks = read_networks(as_path(path, "config.init_from="), arch=encoder)
     if spec.name != encoder:
         raise UserError(
             f"config.init_from={path} holds a {spec.name}, but config.encoder.name is {encoder}."

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from pathlib import Path
+import os
 
 import jax
 from ml_collections import ConfigDict
@@ -29,7 +29,7 @@ from resa_jax.workdir import claim_workdir, is_finished
 _LOG = logging.getLogger("resa_jax")
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
+def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | float]:
     """Pre-trains as `config` says; a run that was interrupted in `workdir` goes on.
 
     Args:
@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
         check_agreement(config, workdir, sources)
         epoch = steps_per_epoch(len(source), config.batch_size)
         total_steps = config.steps or math.ceil(config.epochs * epoch)
-        workdir = claim_workdir(workdir, config)
+        workdir = claim_workdir(workdir, config, write=jax.process_index() == 0)
 
         if is_finished(workdir, total_steps):
             _LOG.info("%s holds a finished run of %d steps; nothing is left.", workdir, total_steps)
@@ -119,7 +119,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, int | float]:
                     with clock("evaluation"):
                         writer.write(step, evaluation(*state.evaluated))
                 if last or stop or is_due(config.checkpoint.every_epochs, step, epoch):
-                    writer.flush()
+                    writer.publish()
                     with clock("checkpoint"):
                         saved.save(state, step)
                 if stop and not last:

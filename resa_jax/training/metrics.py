@@ -9,7 +9,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import SupportsFloat
 
 import jax
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from resa_jax.paths import AnyPath, Mirror
 from resa_jax.training.flops import peak_flops
 from resa_jax.training.memory import gibibytes
 from resa_jax.workdir import checkpoint_paths
@@ -71,7 +71,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: AnyPath,
         config: ConfigDict,
         clock: WallTime,
         first_step: int,
@@ -91,11 +91,13 @@ class MetricsWriter:
         self._peak = peak_flops(jax.devices()[0]) if config.precision == "bfloat16" else None
         self._active = jax.process_index() == 0
         if self._active:
-            path = workdir / "metrics.jsonl"
+            self._mirror = Mirror(workdir)
+            self._mirror.fetch("metrics.jsonl")
+            path = self._mirror.folder / "metrics.jsonl"
             _truncate(path, first_step)
             self._file = path.open("a")
             self._tensorboard = SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=first_step + 1
+                str(self._mirror.folder / "tensorboard"), purge_step=first_step + 1
             )
             self._bar = tqdm(
                 total=total_steps,
@@ -113,6 +115,7 @@ class MetricsWriter:
             self._bar.close()
             self._tensorboard.close()
             self._file.close()
+            self._mirror.close()
 
     def hold(self, step: int, metrics: Mapping[str, jax.Array], bad_images: int) -> None:
         """Takes the metrics of the step just launched, and finishes those of the one before.
@@ -145,6 +148,13 @@ class MetricsWriter:
                 record["bad_images"] = self._bad_images
             self.write(step, record)
 
+    def publish(self) -> None:
+        """Finishes the step that is held, and leaves every record where other readers find it."""
+        self.flush()
+        if self._active:
+            self._tensorboard.flush()
+            self._mirror.show(now=True)
+
     def write(self, step: int, record: Mapping[str, SupportsFloat]) -> None:
         """Writes one record of scalars: of the train step, or of an evaluation after that step."""
         if not self._active:
@@ -153,6 +163,7 @@ class MetricsWriter:
         epoch = step / self._steps_per_epoch
         self._file.write(json.dumps({"step": step, "epoch": epoch} | record) + "\n")
         self._file.flush()
+        self._mirror.show()
         for name, value in record.items():
             self._tensorboard.add_scalar(name, value, step)
         if "loss" in record:
@@ -212,7 +223,8 @@ def _truncate(path, step):
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         # A run that was killed while it wrote leaves half a line, without its end.
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
+        # One that starts over has kept nothing, its evaluation at step 0 neither.
+        if not line.endswith("\n") or step == 0 or json.loads(line)["step"] > step:
             break
         kept.append(line)
     temporary = path.with_suffix(".tmp")
@@ -225,7 +237,7 @@ def _last_checkpoint(workdir):
     return f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
 
 
-def last_metrics(workdir: Path) -> dict[str, int | float]:
+def last_metrics(workdir: AnyPath) -> dict[str, int | float]:
     """The last value of every metric that the run has recorded."""
     multihost_utils.sync_global_devices("metrics.jsonl")  # process 0 may be writing still
     metrics: dict[str, int | float] = {}

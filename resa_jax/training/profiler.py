@@ -1,8 +1,8 @@
 """A profile of a few steps."""
 
-from pathlib import Path
-
 import jax
+
+from resa_jax.paths import AnyPath, local_output
 
 
 class Profiler:
@@ -12,10 +12,10 @@ class Profiler:
     result. To be used as a context manager, which also ends a trace that was cut short.
     """
 
-    def __init__(self, workdir: Path, window: tuple[int | float, int | float] | None):
+    def __init__(self, workdir: AnyPath, window: tuple[int | float, int | float] | None):
         """None traces nothing."""
         first, number = window or (0, 0)
-        self._folder = str(workdir / "profile")
+        self._folder = workdir / "profile"
         self._first, self._last = int(first), int(first + number) - 1
         self._tracing = False
 
@@ -28,7 +28,8 @@ class Profiler:
     def step(self, step: int) -> jax.profiler.StepTraceAnnotation:
         """The context in which a step is launched; starts the trace at the first of the window."""
         if step == self._first:
-            jax.profiler.start_trace(self._folder)
+            self._output = local_output(self._folder)
+            jax.profiler.start_trace(str(self._output.__enter__()))
             self._tracing = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
@@ -41,4 +42,5 @@ class Profiler:
     def _stop(self):
         if self._tracing:
             jax.profiler.stop_trace()
+            self._output.__exit__(None, None, None)
             self._tracing = False

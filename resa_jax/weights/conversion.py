@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from resa_jax.errors import UserError
+from resa_jax.paths import AnyPath, local_input
 from resa_jax.weights.check import compare_encodings
 from resa_jax.weights.export import export_encoder, is_export
 from resa_jax.weights.files import SUFFIXES, is_tensor_file, read_tensors, write_tensors
@@ -21,7 +22,7 @@ from resa_jax.weights.translate import (
 
 
 def convert(
-    source: Path, output: Path, arch: str | None = None, network: str | None = None
+    source: AnyPath, output: AnyPath, arch: str | None = None, network: str | None = None
 ) -> list[str]:
     """Converts weights; the output is written whole or not at all.
 
@@ -41,7 +42,8 @@ def convert(
     to_file = _check_output(output)
     networks = None
     if source.is_file():
-        checkpoint = sort_networks(read_tensors(source))
+        with local_input(source) as file:
+            checkpoint = sort_networks(read_tensors(file))
         if checkpoint.is_full and network is None and not to_file:
             networks = networks_from_torch(checkpoint, arch)
         encoder, tensors, lines = encoder_from_torch(checkpoint, arch, network or "ema")
@@ -71,7 +73,7 @@ def convert(
     return lines + compare_encodings(encoder, written, tensors)
 
 
-def _check_output(output: Path) -> bool:
+def _check_output(output: AnyPath) -> bool:
     """Whether the output is a file; refuses one that cannot be written."""
     to_file = is_tensor_file(output)
     if to_file:
@@ -97,7 +99,7 @@ def _check_output(output: Path) -> bool:
     return to_file
 
 
-def _write_folder(output: Path, encoder: tuple, networks: dict | None, source: Path) -> None:
+def _write_folder(output: AnyPath, encoder: tuple, networks: dict | None, source: AnyPath) -> None:
     """Writes an export beside the output and puts it in its place once it is whole."""
     workspace = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     fresh, old = workspace / "new", workspace / "old"

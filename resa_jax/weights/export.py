@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,41 +9,46 @@ from orbax.checkpoint import v1 as ocp
 
 from resa_jax.errors import UserError
 from resa_jax.models.spec import EncoderSpec
+from resa_jax.paths import AnyPath, absolute, is_remote, remove_tree
 
 
 DESCRIPTION = "encoder.json"
 
 
 def export_encoder(
-    directory: Path, spec: EncoderSpec, params: dict, batch_stats: dict, **provenance
+    directory: AnyPath, spec: EncoderSpec, params: dict, batch_stats: dict, **provenance
 ) -> None:
     """Writes an encoder to `directory`, replacing an earlier export there only once it is whole.
 
     Args:
       provenance: JSON values kept with it, such as the network and step that it comes from.
     """
-    temporary = directory.with_name(directory.name + ".tmp")
+    # A bucket renames no folder; there the description, written last, makes an export whole.
+    place = directory
+    if not is_remote(directory):
+        place = directory.with_name(directory.name + ".tmp")
     if jax.process_index() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-    ocp.save(temporary.absolute() / "weights", {"params": params, "batch_stats": batch_stats})
+        remove_tree(place)
+    ocp.save(absolute(place) / "weights", {"params": params, "batch_stats": batch_stats})
     if jax.process_index() == 0:
         description = dataclasses.asdict(spec) | provenance
-        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
+        (place / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        if place != directory:
+            remove_tree(directory)
+            place.rename(directory)
 
 
-def is_export(path: Path) -> bool:
+def is_export(path: AnyPath) -> bool:
     """Whether a folder holds an export."""
     return (path / DESCRIPTION).is_file()
 
 
-def read_description(path: Path) -> dict:
+def read_description(path: AnyPath) -> dict:
     """What an export says of itself."""
     return json.loads((path / DESCRIPTION).read_text())
 
 
-def read_export(path: Path, network: str) -> tuple[EncoderSpec, dict, dict]:
+def read_export(path: AnyPath, network: str) -> tuple[EncoderSpec, dict, dict]:
     """Description, parameters and batch statistics of an export's encoder.
 
     Args:
@@ -63,9 +66,9 @@ def read_export(path: Path, network: str) -> tuple[EncoderSpec, dict, dict]:
     return EncoderSpec(**values), tree["params"], tree["batch_stats"]
 
 
-def read_tree(folder: Path) -> dict:
+def read_tree(folder: AnyPath) -> dict:
     """A tree that Orbax saved, as NumPy arrays."""
-    folder = folder.absolute()
+    folder = absolute(folder)
     abstract = jax.tree.map(
         lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(folder).metadata
     )

@@ -1,10 +1,9 @@
 """What pre-training can start from: all networks of a full checkpoint, or an encoder for both."""
 
-from pathlib import Path
-
 from orbax.checkpoint import v1 as ocp
 
 from resa_jax.models.spec import EncoderSpec
+from resa_jax.paths import AnyPath, absolute, local_input
 from resa_jax.weights.export import read_tree
 from resa_jax.weights.files import read_tensors
 from resa_jax.weights.reading import read_encoder
@@ -16,12 +15,12 @@ from resa_jax.weights.translate import networks_from_torch
 _FOLDER = "networks"
 
 
-def save_networks(export: Path, networks: dict[str, dict]) -> None:
+def save_networks(export: AnyPath, networks: dict[str, dict]) -> None:
     """Adds all networks of a full checkpoint to an encoder's export."""
-    ocp.save((export / _FOLDER).absolute(), networks)
+    ocp.save(absolute(export / _FOLDER), networks)
 
 
-def read_networks(path: Path, arch: str | None = None) -> tuple[EncoderSpec, dict[str, dict]]:
+def read_networks(path: AnyPath, arch: str | None = None) -> tuple[EncoderSpec, dict[str, dict]]:
     """The networks to start pre-training from.
 
     Args:
@@ -37,9 +36,9 @@ def read_networks(path: Path, arch: str | None = None) -> tuple[EncoderSpec, dic
     Raises:
       UserError: for a path that holds no encoder.
     """
-    path = Path(path)
     if path.is_file():
-        checkpoint = sort_networks(read_tensors(path))
+        with local_input(path) as file:
+            checkpoint = sort_networks(read_tensors(file))
         if checkpoint.is_full:
             return networks_from_torch(checkpoint, arch)[:2]
     spec, params, batch_stats = read_encoder(path, arch)

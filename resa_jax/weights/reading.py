@@ -1,11 +1,10 @@
 """An encoder from anything that holds one: a run, a checkpoint, an export, PyTorch's files."""
 
-from pathlib import Path
-
 from resa_jax.checkpoint import read_config, read_subtree
 from resa_jax.config import from_json
 from resa_jax.errors import UserError
 from resa_jax.models.spec import EncoderSpec
+from resa_jax.paths import AnyPath, local_input
 from resa_jax.weights.export import is_export, read_export
 from resa_jax.weights.files import read_tensors
 from resa_jax.weights.sorting import sort_networks
@@ -14,7 +13,7 @@ from resa_jax.workdir import checkpoint_paths
 
 
 def read_encoder(
-    path: Path, arch: str | None = None, network: str = "ema"
+    path: AnyPath, arch: str | None = None, network: str = "ema"
 ) -> tuple[EncoderSpec, dict, dict]:
     """Description, parameters and batch statistics of an encoder.
 
@@ -28,7 +27,8 @@ def read_encoder(
       UserError: for a path that holds no encoder, or not exactly one.
     """
     if path.is_file():
-        return encoder_from_torch(sort_networks(read_tensors(path)), arch, network).encoder
+        with local_input(path) as file:
+            return encoder_from_torch(sort_networks(read_tensors(file)), arch, network).encoder
     if is_export(path):
         return read_export(path, network)
     path = find_checkpoint(path)
@@ -36,7 +36,7 @@ def read_encoder(
     return EncoderSpec.from_config(from_json(read_config(path))), *children["encoder"]
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: AnyPath) -> AnyPath:
     """The folder of a checkpoint, given it or its run's workdir."""
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder.")
@@ -51,7 +51,9 @@ def find_checkpoint(path: Path) -> Path:
     return paths[-1]
 
 
-def read_children(path: Path, network: str, names: tuple[str, ...]) -> dict[str, tuple[dict, dict]]:
+def read_children(
+    path: AnyPath, network: str, names: tuple[str, ...]
+) -> dict[str, tuple[dict, dict]]:
     """Parameters and batch statistics of some children of a network in the checkpoint `path`.
 
     Args:
