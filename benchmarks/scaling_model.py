@@ -100,18 +100,15 @@ def collectives(config: ConfigDict, shapes: Shapes) -> dict[str, Counter]:
         }
     )
     reduced[d] += 2  # mean and variance of the embeddings (metrics)
-    # A network with BatchNorm sees one view at a time, and each view's gradient is summed alone.
-    passes = VIEWS if shapes.batch_stats else 1
-    norms = {path[:-1] for path in shapes.batch_stats}
     for path, shape in shapes.params.items():
-        if path[:-1] not in norms and path not in shapes.frozen:
-            reduced[prod(shape)] += passes
-    affine = {path[:-1] for path in shapes.params}
+        # A block adds its shortcut to its last BatchNorm: their biases have one gradient.
+        if path not in shapes.frozen and path[-2:] != ("downsample_bn", "bias"):
+            reduced[prod(shape)] += 1
     for path, (channels,) in shapes.batch_stats.items():
         if path[-1] == "mean":
-            # Forward two moments a network; backward scale, bias and one more, or two without.
+            # Two moments of each view, forward in each network and backward in one.
             networks = 1 if path[0] == "predictor" else 2
-            reduced[channels] += VIEWS * (2 * networks + (3 if path[:-1] in affine else 2))
+            reduced[channels] += VIEWS * 2 * (networks + 1)
     return {"all-gather": gathered, "all-reduce": reduced}
 
 

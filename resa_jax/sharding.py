@@ -1,7 +1,7 @@
 """Where arrays lie: the batch is split over the mesh, and parameters too under "fsdp"."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -101,3 +101,58 @@ def gather_rows(x: jax.Array) -> jax.Array:
 def _constrain(x, spec):
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec(mesh.axis_names))
+
+
+def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(params, batch_stats, views)` run by each device of the mesh on its rows of views.
+
+    Rows (the results' first part) stay where they are; its second part must be equal on all.
+    Without a mesh, `function` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+    rows, whole = P(mesh.axis_names), P()
+    return jax.shard_map(function, in_specs=(whole, whole, rows), out_specs=(rows, whole))
+
+
+def for_each_device(params: Any, reduction: str = "float32") -> Any:
+    """The parameters for a device's own rows, inside of `on_each_device`.
+
+    Their gradients are those of all rows: summed over the devices here and nowhere else, so once,
+    however often a parameter is used. Left to the partitioner a bfloat16 network's are summed in
+    bfloat16, and each use apart.
+
+    Args:
+      reduction: dtype of the sum over devices; a tensor's own dtype if that is wider.
+    """
+    axes = _manual_axes()
+    if not axes:
+        return params
+
+    @jax.custom_vjp
+    def spread(x):
+        return jax.lax.pcast(x, axes, to="varying")
+
+    def backward(_, gradient):
+        narrow = gradient.astype(reduction) if reduction == "bfloat16" else gradient
+        return (jax.lax.psum(narrow, axes).astype(gradient.dtype),)
+
+    spread.defvjp(lambda x: (spread(x), None), backward)
+    return jax.tree.map(spread, params)
+
+
+def mean_over_devices(x: Any) -> Any:
+    """The mean of each array over all devices, inside of `on_each_device`; else the array."""
+    axes = _manual_axes()
+    return jax.lax.pmean(x, axes) if axes else x
+
+
+def count_devices() -> int:
+    """How many devices share the rows, inside of `on_each_device`; else 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in mesh.manual_axes)
+
+
+def _manual_axes():
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)

@@ -5,6 +5,7 @@ Environment:
   TEST_FSDP_BYTES: the size from which fsdp splits a tensor, since those of the tests are small.
   TEST_DEVICE_ORDER: the mesh is made of the processes' devices in turn (0 1 0 1), the order that
     `jax.make_mesh` gives a TPU v5p 2x2x2.
+  TEST_HEARTBEAT_SECONDS: how long a process may be silent.
   JAX_ENABLE_X64: the networks start, and so stay, in float64.
 """
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from resa_jax import main, sharding
 from resa_jax.cli import run
-from resa_jax.training import loop, programs
+from resa_jax.training import distributed, loop, programs
 from resa_jax.training.networks import init_networks
 
 
@@ -61,6 +62,8 @@ if __name__ == "__main__":
         sharding._FSDP_MIN_BYTES = int(os.environ["TEST_FSDP_BYTES"])
     if "TEST_DEVICE_ORDER" in os.environ:
         sharding.jax = types.SimpleNamespace(**vars(jax) | {"devices": devices_in_turn})
+    if "TEST_HEARTBEAT_SECONDS" in os.environ:
+        distributed.HEARTBEAT_TIMEOUT_SECONDS = int(os.environ["TEST_HEARTBEAT_SECONDS"])
     if jax.config.jax_enable_x64:
         programs.init_networks = in_float64
     run(main.main, overrides=True)

@@ -9,6 +9,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from resa_jax.errors import UserError
+from resa_jax.sharding import count_devices, mean_over_devices
 
 
 # PyTorch's default for convolutions and linear maps: uniform in +-1/sqrt(fan_in).
@@ -88,7 +89,7 @@ class BatchNorm(nnx.Module):
 
     def _batch_moments(self, x: Array) -> tuple[Array, Array]:
         """The batch's mean and biased variance; moves the running statistics."""
-        count = x.size // self.features
+        count = x.size // self.features * count_devices()
         if count < 2:
             raise UserError(
                 "BatchNorm needs at least 2 values per channel in train mode, and this batch holds "
@@ -99,8 +100,8 @@ class BatchNorm(nnx.Module):
         # against the deviation, so x is first shifted by the running mean, a constant to gradients.
         shift = jax.lax.stop_gradient(self.mean[...]).astype(x.dtype)
         shifted = x - shift
-        mean = shifted.mean(axes)
-        var = jnp.maximum((shifted * shifted).mean(axes) - mean * mean, 0)
+        mean, square = mean_over_devices((shifted.mean(axes), (shifted * shifted).mean(axes)))
+        var = jnp.maximum(square - mean * mean, 0)
         mean = mean + shift
         keep = self.momentum
         unbiased = jax.lax.stop_gradient(var) * (count / (count - 1))

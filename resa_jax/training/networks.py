@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from resa_jax.methods.interface import Method, Outputs
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.network import Network, frozen_mask, split
+from resa_jax.sharding import for_each_device, on_each_device
 
 
 Views = Sequence[Float[Array, "m _ _ 3"]]
@@ -86,28 +87,41 @@ def init_networks(config: ConfigDict, method: Method, key: jax.Array, width: int
 
 
 def forward(
-    graphdef: nnx.GraphDef, params: dict[str, Any], batch_stats: dict[str, Any], views: Views
+    graphdef: nnx.GraphDef,
+    params: dict[str, Any],
+    batch_stats: dict[str, Any],
+    views: Views,
+    reduction: str = "float32",
 ) -> tuple[Outputs, dict[str, Any]]:
-    """Runs a network over the views in train mode.
+    """Runs a network over the views in train mode, each device on its own rows.
 
     A network with BatchNorm sees one view at a time, so that its statistics are of one view over
     the global batch and its running averages move view after view. One without sees the views of
     one size together. (The authors' code puts the views of every ViT together, also of those whose
     convolutional stem has BatchNorm.)
 
+    Args:
+      reduction: dtype in which the gradient of the parameters, which a device adds up over its rows
+        and all views in their own dtype, is summed over the devices, once.
+
     Returns:
       What it gave for each view, and the moved `batch_stats`.
     """
     own = params.get("own", {})
-    network = nnx.merge(graphdef, {k: v for k, v in params.items() if k != "own"}, batch_stats)
-    with jax.named_scope("forward"):
+    shared = {name: tree for name, tree in params.items() if name != "own"}
+
+    def local(params, batch_stats, views):
+        network = nnx.merge(graphdef, for_each_device(params, reduction), batch_stats)
         if jax.tree.leaves(batch_stats):
             outputs = [network(view, train=True) for view in views]
         else:
             outputs = _forward_concatenated(network, views)
-    encodings, embeddings, predictions = zip(*outputs, strict=True)
-    batch_stats = nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
-    return Outputs(encodings, embeddings, predictions, own), batch_stats
+        outputs = tuple(zip(*outputs, strict=True))
+        return outputs, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+
+    with jax.named_scope("forward"):
+        outputs, batch_stats = on_each_device(local)(shared, batch_stats, tuple(views))
+    return Outputs(*outputs, own), batch_stats
 
 
 def _forward_concatenated(network, views):

@@ -80,10 +80,21 @@ def create_step(
     return networks, init, train_step
 
 
-def compile_programs(
+@dataclass(frozen=True)
+class Lowered:
+    """A run's programs for a mesh before they are compiled; the fields are those of `Programs`."""
+
+    networks: Networks
+    abstract_state: TrainState
+    init: Callable
+    make_views: jax.stages.Lowered
+    train_step: jax.stages.Lowered
+
+
+def lower_programs(
     config: ConfigDict, mesh: Mesh, canvas: int, steps_per_epoch: int, total_steps: int
-) -> Programs:
-    """Builds and compiles the programs of a recipe.
+) -> Lowered:
+    """Builds the programs of a recipe; the mesh's devices need not be at hand.
 
     Args:
       config: with numbers for data.mean and data.std.
@@ -109,15 +120,29 @@ def compile_programs(
     lowered_views = jax.jit(make_views, out_shardings=rows).lower(state.step, *batch)
     view_shapes = jax.tree.map(lambda view: _struct(view, rows), lowered_views.out_info)
     jitted_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))
-    compiled_step = jitted_step.lower(state, view_shapes).compile()
-    return Programs(
+    return Lowered(
         networks=networks,
         abstract_state=state,
         init=jax.jit(init, out_shardings=shardings),
-        make_views=lowered_views.compile(),
-        train_step=compiled_step,
-        memory=required_bytes(compiled_step),
-        flops=train_flops(config, networks.momentum is not None),
+        make_views=lowered_views,
+        train_step=jitted_step.lower(state, view_shapes),
+    )
+
+
+def compile_programs(
+    config: ConfigDict, mesh: Mesh, canvas: int, steps_per_epoch: int, total_steps: int
+) -> Programs:
+    """Builds and compiles the programs of a recipe; arguments as those of `lower_programs`."""
+    lowered = lower_programs(config, mesh, canvas, steps_per_epoch, total_steps)
+    train_step = lowered.train_step.compile()
+    return Programs(
+        networks=lowered.networks,
+        abstract_state=lowered.abstract_state,
+        init=lowered.init,
+        make_views=lowered.make_views.compile(),
+        train_step=train_step,
+        memory=required_bytes(train_step),
+        flops=train_flops(config, lowered.networks.momentum is not None),
     )
 
 
