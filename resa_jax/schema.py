@@ -44,6 +44,9 @@ class Top:
     precision: Literal["float32", "bfloat16"] = field(
         "float32", "of the networks; assignment and loss take float32 at least"
     )
+    gradient_reduction: Literal["float32", "bfloat16"] = field(
+        "float32", "of the gradients' sum over devices; bfloat16 sends half the bytes"
+    )
     sharding: Literal["dp", "fsdp"] = field(
         "dp", "whole parameters on every device, or large ones split", resumable=True
     )

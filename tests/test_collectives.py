@@ -31,8 +31,8 @@ def recipe(name):
     return config
 
 
-def compiled_step(config, num_devices):
-    """The optimised program of the train step."""
+def lowered_step(config, num_devices):
+    """The train step's program before the compiler's passes."""
     mesh = create_mesh(jax.devices()[:num_devices])
     _, init, step = create_step(config, 1, 10)
 
@@ -44,7 +44,7 @@ def compiled_step(config, num_devices):
         state = jax.tree.map(lambda leaf: struct(leaf, replicated(mesh)), shapes)
         view = jax.ShapeDtypeStruct((BATCH, 8, 8, 3), jnp.float32, sharding=batch_sharding(mesh))
         whole = replicated(mesh)
-        return jax.jit(step, out_shardings=(whole, whole)).lower(state, (view, view)).compile()
+        return jax.jit(step, out_shardings=(whole, whole)).lower(state, (view, view))
 
 
 def found_collectives(hlo):
@@ -70,5 +70,19 @@ def found_collectives(hlo):
 )
 def test_collectives(name, num_devices):
     config = recipe(name)
-    found = found_collectives(compiled_step(config, num_devices).as_text())
+    found = found_collectives(lowered_step(config, num_devices).compile().as_text())
     assert found == collectives(config, network_shapes(config))
+
+
+@pytest.mark.parametrize("reduction", ["float32", "bfloat16"])
+def test_gradients_of_a_bfloat16_network_are_summed_as_the_recipe_says(reduction):
+    config = recipe("vit_s16")
+    config.precision = "bfloat16"
+    config.gradient_reduction = reduction
+    program = lowered_step(config, 4).as_text()  # the CPU's compiler widens every sum
+    kinds = re.findall(r"all_reduce.*?\}\) : \(tensor<(?:[\dx]+x)?(\w+)>\)", program, re.DOTALL)
+    shapes = network_shapes(config)
+    trained = [path for path in shapes.params if path not in shapes.frozen]
+    # Beside the gradients only small sums travel, of the loss and of BatchNorm, all in float32.
+    assert kinds.count("bf16") == (len(trained) if reduction == "bfloat16" else 0)
+    assert kinds.count("f32") >= (len(trained) if reduction == "float32" else 1)

@@ -18,6 +18,12 @@ torch_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 kaiming_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
 xavier_uniform = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
+# What float32 networks compute in, on every platform, as the authors' PyTorch does by default:
+# products in float32, convolutions in TensorFloat-32 (on a TPU in three bfloat16 passes). The
+# default of a TPU would be bfloat16 for both. bfloat16 operands are multiplied as they are.
+PRODUCTS = jax.lax.Precision.HIGHEST
+CONVOLUTIONS = jax.lax.Precision.HIGH
+
 
 class Frozen(nnx.Param):
     """A tensor of the model that no optimiser touches: neither updated nor decayed."""
@@ -40,13 +46,21 @@ def torch_linear(in_features: int, out_features: int, *, dtype=None, rngs: nnx.R
         kernel_init=torch_uniform,
         bias_init=uniform(1 / math.sqrt(in_features)),
         dtype=dtype,
+        precision=PRODUCTS,
         rngs=rngs,
     )
 
 
 def xavier_linear(in_features: int, out_features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear map with a Xavier-uniform weight and a bias of zero, as MoCo v3's ViTs use."""
-    return nnx.Linear(in_features, out_features, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=xavier_uniform,
+        dtype=dtype,
+        precision=PRODUCTS,
+        rngs=rngs,
+    )
 
 
 class BatchNorm(nnx.Module):

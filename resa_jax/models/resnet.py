@@ -4,7 +4,13 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from resa_jax.models.layers import BatchNorm, call_block, kaiming_fan_out, torch_uniform
+from resa_jax.models.layers import (
+    CONVOLUTIONS,
+    BatchNorm,
+    call_block,
+    kaiming_fan_out,
+    torch_uniform,
+)
 
 
 def conv(
@@ -33,6 +39,7 @@ def conv(
         use_bias=False,
         kernel_init=kernel_init,
         dtype=dtype,
+        precision=CONVOLUTIONS,
         rngs=rngs,
     )
 

@@ -5,7 +5,7 @@ import math
 from flax import nnx
 from jaxtyping import Array, Float
 
-from resa_jax.models.layers import BatchNorm, Frozen, torch_uniform, uniform
+from resa_jax.models.layers import CONVOLUTIONS, BatchNorm, Frozen, torch_uniform, uniform
 
 
 class PatchEmbed(nnx.Module):
@@ -21,6 +21,7 @@ class PatchEmbed(nnx.Module):
             padding="VALID",
             kernel_init=uniform(bound),
             dtype=dtype,
+            precision=CONVOLUTIONS,
             rngs=rngs,
         )
         for name in ("kernel", "bias"):
@@ -51,6 +52,7 @@ class ConvStem(nnx.Module):
                 use_bias=False,
                 kernel_init=torch_uniform,
                 dtype=dtype,
+                precision=CONVOLUTIONS,
                 rngs=rngs,
             )
             setattr(self, f"conv{index}", conv)
@@ -63,6 +65,7 @@ class ConvStem(nnx.Module):
             kernel_init=torch_uniform,
             bias_init=uniform(1 / math.sqrt(channels)),
             dtype=dtype,
+            precision=CONVOLUTIONS,
             rngs=rngs,
         )
 

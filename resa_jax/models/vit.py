@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from resa_jax.errors import UserError
-from resa_jax.models.layers import Frozen, call_block, uniform, xavier_linear
+from resa_jax.models.layers import PRODUCTS, Frozen, call_block, uniform, xavier_linear
 from resa_jax.models.stems import ConvStem, PatchEmbed
 
 
@@ -118,6 +118,7 @@ class Attention(nnx.Module):
             3 * width,
             kernel_init=uniform(math.sqrt(6 / (2 * width))),
             dtype=dtype,
+            precision=PRODUCTS,
             rngs=rngs,
         )
         self.proj = xavier_linear(width, width, dtype=dtype, rngs=rngs)
@@ -132,10 +133,11 @@ class Attention(nnx.Module):
             "nqhd,nkhd->nhqk",
             query * (width // self.heads) ** -0.5,
             key,
+            precision=PRODUCTS,
             preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
         )
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        out = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+        out = jnp.einsum("nhqk,nkhd->nqhd", weights, value, precision=PRODUCTS)
         return self.proj(out.reshape(n, tokens, width))
 
 

@@ -116,12 +116,15 @@ def forward(
             outputs = [network(view, train=True) for view in views]
         else:
             outputs = _forward_concatenated(network, views)
-        outputs = tuple(zip(*outputs, strict=True))
-        return outputs, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+        return tuple(zip(*outputs, strict=True)), nnx.to_pure_dict(
+            nnx.state(network, nnx.BatchStat)
+        )
 
     with jax.named_scope("forward"):
-        outputs, batch_stats = on_each_device(local)(shared, batch_stats, tuple(views))
-    return Outputs(*outputs, own), batch_stats
+        (encodings, embeddings, predictions), batch_stats = on_each_device(local)(
+            shared, batch_stats, tuple(views)
+        )
+    return Outputs(encodings, embeddings, predictions, own), batch_stats
 
 
 def _forward_concatenated(network, views):

@@ -76,6 +76,7 @@ def create_step(
         warmup_cosine(1 - config.ema_momentum, 0.0, total_steps),
         steps_per_epoch=steps_per_epoch,
         seed=config.seed,
+        gradient_reduction=config.gradient_reduction,
     )
     return networks, init, train_step
 

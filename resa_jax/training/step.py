@@ -67,7 +67,7 @@ def create_train_state(
 
 
 def make_objective(
-    method: Method, networks: Networks, steps_per_epoch: int, seed: int
+    method: Method, networks: Networks, steps_per_epoch: int, seed: int, reduction: str = "float32"
 ) -> Callable[..., tuple[jax.Array, tuple]]:
     """What the step differentiates: `objective(params, state, ema_params, views)`.
 
@@ -76,7 +76,7 @@ def make_objective(
     """
 
     def objective(params, state, ema_params, views):
-        online, batch_stats = forward(networks.online, params, state.batch_stats, views)
+        online, batch_stats = forward(networks.online, params, state.batch_stats, views, reduction)
         target, ema_batch_stats = None, state.ema_batch_stats
         if networks.momentum is not None:
             target, ema_batch_stats = forward(
@@ -108,6 +108,7 @@ def make_train_step(
     *,
     steps_per_epoch: int,
     seed: int,
+    gradient_reduction: str = "float32",
 ) -> Callable[[TrainState, Views], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function `train_step(state, views) -> (state, metrics)`, to be jitted.
 
@@ -117,9 +118,10 @@ def make_train_step(
       ema_rate: 1 minus the EMA coefficient at each step (so that float32 keeps its digits as the
         coefficient nears 1).
       steps_per_epoch, seed: what a method's `Moment` is made of.
+      gradient_reduction: dtype of the gradients' sum over devices, "float32" or "bfloat16".
     """
 
-    objective = make_objective(method, networks, steps_per_epoch, seed)
+    objective = make_objective(method, networks, steps_per_epoch, seed, gradient_reduction)
 
     def train_step(state: TrainState, views: Views) -> tuple[TrainState, dict[str, jax.Array]]:
         # The authors' order: the EMA network first takes in the parameters from *before* this
