@@ -15,6 +15,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# scikit-learn's threads wait for one another while the tests keep all cores busy.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 _CACHE_BYTES = 2**30
