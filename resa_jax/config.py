@@ -14,7 +14,7 @@ from ml_collections.config_flags import config_path
 
 from resa_jax.errors import UserError
 from resa_jax.fields import Field, defaults
-from resa_jax.schema import known_fields, method_group
+from resa_jax.schema import GROUPS, known_fields, method_group
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -123,8 +123,11 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`; also reads what versions before 0.2 wrote."""
-    tree = _upgrade(json.loads(text))
+    """The inverse of `to_json`; also reads what older versions wrote.
+
+    A field that is younger than the file gets its default: what was done before there was a choice.
+    """
+    tree = _completed(_upgrade(json.loads(text)))
     groups = {
         name: ConfigDict(_with_tuples(group))
         for name, group in tree.items()
@@ -146,6 +149,14 @@ def _upgrade(tree: dict) -> dict:
     rest = {k: v for k, v in tree.items() if k not in (*own, "projector")}
     method = {"name": "resa"} | {name: tree[name] for name in own} | tree["projector"]
     return rest | {"method": method}
+
+
+def _completed(tree: dict) -> dict:
+    groups = GROUPS | {"method": method_group(tree["method"]["name"])}
+    view_defaults = defaults(groups.pop("views"))
+    views = [view_defaults | view for view in tree["views"]]
+    own = {name: defaults(group) | tree.get(name, {}) for name, group in groups.items() if name}
+    return defaults(groups[""]) | tree | own | {"views": views}
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

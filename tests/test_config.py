@@ -221,3 +221,12 @@ def test_a_folder_is_taken_as_it_is():
     assert (data.long_tail, data.test_source) == (10, "folder:y")
     assert load("imagenet100_resnet18.py").data.classes == "imagenet100.txt"
     assert load("imagenet100_resnet18.py", "data.source=folder:x").data.classes is None
+
+
+def test_fields_that_are_younger_than_a_file_have_their_defaults():
+    config = load("imagenet_vits.py")
+    tree = json.loads(to_json(config))
+    del tree["gradient_reduction"], tree["data"]["canvas"], tree["views"][1]["hue"]
+    old = from_json(json.dumps(tree))
+    assert (old.gradient_reduction, old.data.canvas) == ("float32", 512)
+    assert dict(fields(old)) == dict(fields(config)) | {"views[1].hue": old.views[1].hue}
