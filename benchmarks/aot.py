@@ -1,8 +1,8 @@
 """What the compiler makes of a recipe's programs for TPUs or GPUs that are not at hand.
 
-python -m benchmarks.aot --platform=tpu --topology=v5e:4x4 --config=configs/imagenet_vits.py
-    --output=FILE.json [--slices=2] [--programs=train_step,make_views,init] [--config.FIELD=VALUE]
-python -m benchmarks.aot --platform=cuda --topology=h100:8 --config=... --output=FILE.json
+python -m benchmarks.aot --topology=v5e:4x4 --config=configs/imagenet_vits.py --output=FILE.json
+[--slices=2] [--platform=cuda --topology=h100:8] [--programs=train_step,make_views,init]
+[--config.FIELD=VALUE ...]
 
 XLA's own compilers for these chips run on a CPU host. TPU: `pip install 'resa_jax[aot]'` brings
 libtpu. CUDA: the two plugin wheels of the installed JAX, without NVIDIA's libraries, as in

@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 HEADER = (
-    "| result | chip | devices | GiB a device | TFLOP a device | gathered, MB | reduced, MB | of it "
-    "bfloat16, MB | estimated cycles, M | compiled in s |"
+    "| result | chip | devices | GiB a device | TFLOP a device | gathered, MB | reduced, MB | of it"
+    " bfloat16, MB | estimated cycles, M | compiled in s |"
 )
 
 
