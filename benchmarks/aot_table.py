@@ -1,10 +1,9 @@
 """The committed results of benchmarks.aot as a Markdown table.
 
-python -m benchmarks.aot_table [FILE.json ...]
+python -m benchmarks.aot_table
 """
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -41,9 +40,7 @@ def row(path: Path) -> str:
 
 def main() -> None:
     """Prints the table."""
-    files = [Path(name) for name in sys.argv[1:]] or sorted(
-        Path(__file__).parent.glob("aot/*.json")
-    )
+    files = sorted(Path(__file__).parent.glob("aot/*.json"))
     print(HEADER, "| --- " * (HEADER.count("|") - 1) + "|", *map(row, files), sep="\n")
 
 

@@ -55,7 +55,8 @@ def problem_of(table, module, arguments):
 
     if not arguments or "--help" in arguments:  # a name alone
         return None
-    overrides = [a for a in arguments if module == "resa_jax.main" and a.startswith("--config.")]
+    takes_overrides = module in ("resa_jax.main", "benchmarks.aot")
+    overrides = [a for a in arguments if takes_overrides and a.startswith("--config.")]
     rest = [filled_in(table, a) for a in arguments if a not in overrides]
     try:
         table.unparse_flags()
@@ -64,7 +65,7 @@ def problem_of(table, module, arguments):
         left = table(["command", *rest])[1:]
         if left:
             return f"{left[0]!r} is no flag"
-        if module == "resa_jax.main":
+        if takes_overrides:
             check_config(table["config"].value, [o.removeprefix("--config.") for o in overrides])
         if module == "resa_jax.evaluate":
             for name in table["protocol"].value:
