@@ -49,7 +49,6 @@ from resa_jax.cli import run  # noqa: E402
 from resa_jax.config import load_config  # noqa: E402
 from resa_jax.errors import UserError  # noqa: E402
 from resa_jax.sharding import check_divisible, create_mesh  # noqa: E402
-from resa_jax.training.memory import required_bytes  # noqa: E402
 from resa_jax.training.programs import lower_programs  # noqa: E402
 
 
@@ -154,10 +153,11 @@ def figures(program: jax.stages.Lowered) -> dict[str, Any]:
     compiled = program.compile()
     seconds = time.perf_counter() - start
     text = compiled.as_text()
+    memory: Any = compiled.memory_analysis()
     result = {
-        "peak_bytes_per_device": required_bytes(compiled),
+        "peak_bytes_per_device": memory.peak_memory_in_bytes,
         "flops_per_device": (compiled.cost_analysis() or {}).get("flops"),
-        "donated_bytes_per_device": compiled.memory_analysis().alias_size_in_bytes,
+        "donated_bytes_per_device": memory.alias_size_in_bytes,
         "collectives": collectives(text),
         "compile_seconds": round(seconds, 1),
     }

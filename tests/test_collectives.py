@@ -62,7 +62,7 @@ def found_collectives(hlo):
 @pytest.mark.parametrize(
     ("name", "num_devices"),
     [
-        ("vit_s16", 4),
+        pytest.param("vit_s16", 4, marks=pytest.mark.slow),
         ("vit_s16", 8),
         pytest.param("resnet18_small", 4, marks=pytest.mark.slow),
         pytest.param("resnet18_small", 8, marks=pytest.mark.slow),

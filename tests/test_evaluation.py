@@ -255,6 +255,7 @@ def test_compare_features_uses_the_fixed_split():
     assert [line.split()[0] for line in text.splitlines()] == ["silhouette", "raw", "longer"]
 
 
+@pytest.mark.slow
 def test_silhouette_benchmark(tmp_path):
     output = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.silhouette", f"--output={output}"]

@@ -114,12 +114,15 @@ def test_export_in_its_run_has_the_projector_and_elsewhere_has_not(workdir, digi
 def test_cache_serves_the_same_weights_images_and_preprocessing_only(
     workdir, digits, tmp_path, monkeypatch
 ):
-    counted = []
+    counted, computed = [], []
     compute = features.encode_rows
 
     def counting(*arguments):
         counted.append(1)
-        return compute(*arguments)
+        if computed:
+            return computed[0] | {"p0": computed[0]["embedding"]}
+        computed.append(compute(*arguments))
+        return computed[0]
 
     monkeypatch.setattr(features, "encode_rows", counting)
 

@@ -98,6 +98,7 @@ def test_five_steps_in_float64(name):
     assert_close(one, eight, 1e-9)
 
 
+@pytest.mark.slow  # one step is in test_distributed.py
 def test_fsdp_gives_the_same_numbers(monkeypatch):
     monkeypatch.setattr("resa_jax.sharding._FSDP_MIN_BYTES", 1024)
     config = recipe("vit_s16")

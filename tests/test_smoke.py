@@ -1,4 +1,4 @@
-"""The smoke variant of every recipe: three whole runs to the export, and every train step.
+"""The smoke variant of every recipe: whole runs to the export, and every train step.
 
 The recipes that are only traced differ from a whole run in sizes and numbers alone.
 """
@@ -20,7 +20,8 @@ from resa_jax.training import programs
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 IMAGES = {"cifar10_resnet18": small_images, "imagenet_vits": photographs}
-RESNETS = ("digits", "cifar10_resnet18")  # compiled for half a minute
+# Networks that others have too, or that are traced for half a minute.
+RARELY = ("cifar100_resnet18", "cifar100lt_resnet18", "imagenet_resnet50")
 
 
 def load(name, *overrides):
@@ -32,9 +33,8 @@ def test_every_recipe_is_known():
     assert {f"cifar{name}_resnet18" for name in ("10", "100", "100lt")} < set(CONFIGS)
 
 
-@pytest.mark.parametrize(
-    "name", ["imagenet_vits", *(pytest.param(n, marks=pytest.mark.slow) for n in RESNETS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["imagenet_vits", "digits", "cifar10_resnet18"])
 def test_smoke(name, tmp_path, capsys):
     overrides = ["profile=(2,1)"] if name == "digits" else []
     if name in IMAGES:
@@ -73,8 +73,7 @@ def trace(config, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name",  # those of CIFAR-100 have the networks of CIFAR-10's
-    [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("cifar100")) for n in CONFIGS],
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in RARELY)) for n in CONFIGS]
 )
 def test_train_step(name, monkeypatch):
     config = load(name, "data.mean=(0.5,0.5,0.5)", "data.std=(0.5,0.5,0.5)")
@@ -89,7 +88,9 @@ def test_train_step(name, monkeypatch):
     ],
 )
 def test_train_step_of_ablations(overrides, monkeypatch):
-    config = load("digits", "data.mean=(0.5,0.5,0.5)", "data.std=(0.5,0.5,0.5)", *overrides)
+    small = ["encoder.name=vitc_s16", "encoder.patch_size=4", "encoder.width=64", "encoder.depth=1"]
+    fixed = ["data.mean=(0.5,0.5,0.5)", "data.std=(0.5,0.5,0.5)"]
+    config = load("digits", *fixed, *small, *overrides)
     check_shapes(trace(config, monkeypatch))
 
 
