@@ -6,8 +6,10 @@ Nothing heavy is imported here, so that a mistake is answered before JAX starts.
 import difflib
 import json
 import runpy
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
@@ -28,13 +30,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
       UserError: with what is wrong and what would be right.
     """
     file, _, variant = path.partition(":")
-    if not Path(file).is_file():
-        nearby = [str(p) for p in Path("configs").glob("*.py")]
-        raise UserError(f"--config={file}: there is no such file.{_nearest(file, nearby)}")
-    module = runpy.run_path(file)
-    if "get_config" not in module:
-        raise UserError(f"--config={file}: the file does not define get_config(variant).")
-    config = module["get_config"](variant or None)
+    config = _run_recipe(file, variant or None)
+    _check_groups(config, f"--config={file}: ")
     overridden = set()
     # A method's name first, since the other fields of its group follow from it.
     for override in sorted(overrides, key=lambda text: not text.startswith("method.name=")):
@@ -45,9 +42,62 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         # A recipe's subset and test set belong to its own data, not to what the user brings.
         for name in {"test_source", "classes", "long_tail"} - {f[5:] for f in overridden}:
             config.data[name] = None
+    check_config(config)  # before numbers are made of it
     resolve(config)
     check_config(config)
     return config
+
+
+def _run_recipe(file: str, variant: str | None) -> Any:
+    """What `get_config(variant)` of a Python file returns; whatever it raises in a sentence."""
+    if "\0" in file or not Path(file).is_file():
+        nearby = [str(p) for p in Path("configs").glob("*.py")]
+        raise UserError(f"--config={file}: there is no such file.{_nearest(file, nearby)}")
+    try:
+        recipe = runpy.run_path(file).get("get_config")
+        if not callable(recipe):
+            raise UserError(f"--config={file}: the file does not define get_config(variant).")
+        return recipe(variant)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # of a file that is the user's
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        place = "" if line is None else f", line {line}"
+        what = str(error).partition("Other fields present")[0].rstrip(". ")
+        if what.startswith("'"):  # ml_collections passes a KeyError's text on
+            what = what.strip("'.")
+        raise UserError(
+            f"--config={file}{place}: {type(error).__name__}: {what}. A recipe is a Python file "
+            "with get_config(variant) that returns a config, as those in configs/."
+        ) from error
+
+
+def _check_groups(config: Any, where: str) -> None:
+    """Raises a `UserError` for what is not built of the groups of fields that there are."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{where}get_config returned {_shown(config)}; it must be a ConfigDict, as "
+            "resa_jax.recipes.default_config() returns."
+        )
+    for name in (*filter(None, GROUPS), "method"):
+        group = config.get(name)
+        views = isinstance(group, list | tuple) and all(isinstance(v, ConfigDict) for v in group)
+        if not (views if name == "views" else isinstance(group, ConfigDict)):
+            kind = "a list of groups" if name == "views" else "a group"
+            raise UserError(
+                f"{where}config.{name} is {_shown(group)}; it must be {kind} of fields."
+            )
+    if not isinstance(config.method.get("name"), str):
+        name = _shown(config.method.get("name"))
+        raise UserError(f"{where}config.method.name is {name}; it must be a method's name.")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: no object's address, nothing that fills the screen."""
+    text = repr(value)
+    return f"a {type(value).__name__}" if " at 0x" in text or len(text) > 80 else text
 
 
 def resolve(config: ConfigDict) -> None:
@@ -63,14 +113,33 @@ def resolve(config: ConfigDict) -> None:
 def check_config(config: ConfigDict) -> None:
     """Raises a `UserError` for the first field that there is not, or whose value makes no sense."""
     known = fields_known(config)
-    for name, value in fields(config):
+    values = dict(fields(config))
+    for name, value in values.items():
         if name not in known:
             raise UserError(f"The config has no field {name!r}.{_nearest(name, known)}")
         wrong = known[name].wrong(value)
         if wrong:
-            raise UserError(f"config.{name} is {value!r}; it must be {wrong}.")
+            raise UserError(f"config.{name} is {_shown(value)}; it must be {wrong}.")
+    for name in known:
+        if name not in values:
+            raise UserError(f"The config lacks the field {name!r}.")
     if len(config.views) < 2:
         raise UserError(f"config.views has {len(config.views)} view; two at least are needed.")
+    _check_schedule(config)
+
+
+def _check_schedule(config: ConfigDict) -> None:
+    if config.steps is None and config.warmup_epochs >= config.epochs:
+        raise UserError(
+            f"config.warmup_epochs is {config.warmup_epochs}, and config.epochs {config.epochs}: "
+            "the warm-up must be shorter than the run."
+        )
+    rate = config.base_lr * config.batch_size / 256
+    if config.final_lr is not None and config.final_lr > rate:
+        raise UserError(
+            f"config.final_lr is {config.final_lr:g}; it must be at most the learning rate, "
+            f"{rate:g} (config.base_lr x config.batch_size / 256)."
+        )
 
 
 def set_field(config: ConfigDict, name: str, text: str) -> None:

@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
 
 def _request(command):
     return command.Request(
-        encoder=as_path(_ENCODER.value or ""),
+        encoder=as_path(_ENCODER.value or "", "--encoder="),
         arch=_ARCH.value,
         network=_NETWORK.value,
         source=_SOURCE.value,

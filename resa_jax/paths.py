@@ -36,9 +36,13 @@ def as_path(name: str | os.PathLike, what: str = "the path ") -> AnyPath:
       what: how messages call it, as "--workdir=".
 
     Raises:
-      UserError: for another scheme, and for one whose package is not installed.
+      UserError: for no name at all, for another scheme, and for one whose package is not installed.
     """
     name = os.fspath(name)
+    if not name.strip() or "\0" in name:
+        raise UserError(
+            f"{what}{name!r} names no file or folder; is a variable of the shell unset?"
+        )
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", name)
     if scheme is None:
         return Path(name)

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import functools
 import importlib
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -163,6 +164,7 @@ def method_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _METHODS.glob("*.py") if _find_class(path)))
 
 
+@functools.cache
 def method_group(name: str) -> type:
     """The fields of a method, and its name.
 

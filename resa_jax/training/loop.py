@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
         check_agreement(config, workdir, sources)
         epoch = steps_per_epoch(len(source), config.batch_size)
         total_steps = config.steps or math.ceil(config.epochs * epoch)
-        workdir = claim_workdir(workdir, config, write=jax.process_index() == 0)
+        workdir = claim_workdir(workdir, config, write=False)
 
         if is_finished(workdir, total_steps):
             _LOG.info("%s holds a finished run of %d steps; nothing is left.", workdir, total_steps)
@@ -99,6 +99,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
                 state = saved.restore(first_step, programs.abstract_state)
                 writer.say(f"Going on after step {first_step} of {total_steps}.")
 
+            # Nothing can be refused any more.
+            claim_workdir(workdir, config, write=jax.process_index() == 0)
             for step in range(first_step + 1, total_steps + 1):
                 with profiler.step(step):
                     with clock("data_wait"):
