@@ -6,17 +6,19 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from resa_jax.checkpoint import read_config
 from resa_jax.config import from_json
 from resa_jax.data.augment import normalize
+from resa_jax.errors import UserError
 from resa_jax.methods.interface import create_method
 from resa_jax.models.network import Network, evaluate_layers, split
 from resa_jax.models.spec import EncoderSpec
@@ -63,15 +65,17 @@ class Encoder:
         self.batch_stats = jax.tree.map(jnp.asarray, batch_stats)
         self.layer_names = module.layer_names
 
-    def __call__(
-        self, images: Float[Array | np.ndarray, "n h w 3"] | UInt8[Array | np.ndarray, "n h w 3"]
-    ) -> Float[Array, "n d"]:
+    def __call__(self, images: Any) -> Float[Array, "n d"]:
         """Encodings of images of the encoder's size (networks with pooling take other sizes too).
 
         Args:
-          images: uint8 is normalised with the encoder's own mean and std; floats are taken as
-            normalised already.
+          images: an array [n, h, w, 3]; uint8 is normalised with the encoder's own mean and std; floats are
+            taken as normalised already.
+
+        Raises:
+          UserError: for another shape or dtype.
         """
+        _check_images(images)
         if images.dtype == np.uint8:
             pixels = jnp.asarray(images, jnp.float32)
             images = normalize(pixels, self.spec.mean, self.spec.std)
@@ -104,6 +108,28 @@ class Encoder:
             digest.update(jax.tree_util.keystr(keys).encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _check_images(images):
+    """Raises a `UserError` for what would give encodings of something else than these images."""
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if shape is None or dtype is None:
+        raise UserError(
+            f"The images are a {type(images).__name__}; they must be one array [n, h, w, 3], as "
+            "numpy.stack makes of a list."
+        )
+    if len(shape) != 4 or shape[3] != 3:
+        hint = ""
+        if len(shape) == 3 and shape[2] == 3:
+            hint = " One image needs a leading axis: images[None]."
+        elif len(shape) == 4 and shape[1] == 3:
+            hint = " Move the channels to the end: images.transpose(0, 2, 3, 1)."
+        raise UserError(f"The images have the shape {tuple(shape)}, not [n, h, w, 3].{hint}")
+    if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(
+            f"The images are {dtype}; they must be uint8 from 0 to 255, or floats that are "
+            "normalised already."
+        )
 
 
 def load_encoder(
