@@ -69,8 +69,8 @@ class Encoder:
         """Encodings of images of the encoder's size (networks with pooling take other sizes too).
 
         Args:
-          images: an array [n, h, w, 3]; uint8 is normalised with the encoder's own mean and std; floats are
-            taken as normalised already.
+          images: an array [n, h, w, 3]; uint8 is normalised with the encoder's own mean and std;
+            floats are taken as normalised already.
 
         Raises:
           UserError: for another shape or dtype.
