@@ -129,7 +129,7 @@ def test_mistakes_in_a_file_of_features(tmp_path):
         ("images", "has no array 'encodings'; it has images"),
         ("flat", r"of shape \(5,\)"),
         ("labels", r"one for each encoding; they are int64 of shape \(4,\)"),
-        ("unlabelled", "one label is -1"),
+        ("unlabelled", "labels must not be negative; one is -1"),
         ("nan", "not finite"),
     ):
         with pytest.raises(UserError, match=words):

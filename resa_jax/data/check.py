@@ -3,17 +3,15 @@
 A command calls `check_source` before it imports JAX, so that a wrong path is answered at once.
 """
 
-import ast
 import json
 import math
 import os
 import re
-import struct
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from resa_jax.data.npz import npz_shapes
 from resa_jax.errors import UserError
 
 
@@ -155,59 +153,6 @@ def _walk(root: str, below: str = "", above: frozenset = frozenset()) -> Iterato
         yield from _walk(root, f"{below}{name}/", above | {this})
 
 
-def npz_shapes(path: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays `images` and `labels` of an npz file, read from their headers.
-
-    Raises:
-      UserError: no such file, not an npz file, no `images`, or arrays of the wrong type or shape.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"npz:{path}: there is no such file.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name.removesuffix(".npy") for name in archive.namelist()}
-            if "images" not in members:
-                found = ", ".join(sorted(members)) or "no array"
-                raise UserError(
-                    f"npz:{path} needs an array `images`, and holds {found}."
-                    " Write it with numpy.savez(FILE, images=..., labels=...)."
-                )
-            headers = {
-                name: _npy_header(archive, f"{name}.npy")
-                for name in ("images", "labels")
-                if name in members
-            }
-    except (zipfile.BadZipFile, SyntaxError, KeyError, struct.error) as error:
-        raise UserError(f"npz:{path} is not a file that numpy.savez wrote: {error}.") from error
-    dtype, shape = headers["images"]
-    channels_fit = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if dtype != "|u1" or not channels_fit or 0 in shape:
-        raise UserError(
-            f"npz:{path}: `images` must be uint8 (NumPy's '|u1') of shape [n, height, width], "
-            f"[n, height, width, 1] or [n, height, width, 3]; it is {dtype!r} of shape {shape}."
-        )
-    if "labels" in headers:
-        dtype, labels_shape = headers["labels"]
-        if dtype[1:2] not in ("i", "u") or labels_shape != shape[:1]:
-            raise UserError(
-                f"npz:{path}: `labels` must be integers of shape {shape[:1]}, one for each image; "
-                f"it is {dtype!r} of shape {labels_shape}."
-            )
-    return {name: header[1] for name, header in headers.items()}
-
-
-def _npy_header(archive: zipfile.ZipFile, member: str) -> tuple[str, tuple[int, ...]]:
-    """dtype and shape from the header of a .npy file (NumPy's format specification, NEP 1)."""
-    with archive.open(member) as file:
-        start = file.read(8)
-        if start[:6] != b"\x93NUMPY":
-            raise zipfile.BadZipFile(f"{member} is no NumPy array")
-        layout = "<H" if start[6] == 1 else "<I"
-        (length,) = struct.unpack(layout, file.read(struct.calcsize(layout)))
-        header = ast.literal_eval(file.read(length).decode("latin1"))
-    return str(header["descr"]), header["shape"]
-
-
 def _tfds_count(name: str, split: str) -> int | None:
     match = _TFDS_NAME.fullmatch(name)
     if match is None:
@@ -255,8 +200,13 @@ def read_classes(path: str) -> list[str]:
     """The first word of each line; blank lines and lines that start with # don't count."""
     if not os.path.isfile(path):
         raise UserError(f"data.classes={path}: there is no such file.")
-    with open(path, encoding="utf-8") as file:
-        names = [line.split()[0] for line in file if line.strip() and not line.startswith("#")]
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            names = [line.split()[0] for line in file if line.strip() and not line.startswith("#")]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data.classes={path} is not in UTF-8 ({error.reason}, byte {error.start}); save it so."
+        ) from error
     if not names:
         raise UserError(f"data.classes={path} names no class; write one a line.")
     twice = [name for name, count in Counter(names).items() if count > 1]

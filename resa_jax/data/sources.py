@@ -2,11 +2,11 @@
 
 import functools
 import os
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from jaxtyping import Int32, Integer
 from ml_collections import ConfigDict
 
 from resa_jax.data import check
@@ -19,6 +19,7 @@ from resa_jax.data.images import (
     all_bad,
     bad_image,
 )
+from resa_jax.data.npz import NPZ_FAULTS
 from resa_jax.errors import UserError
 
 
@@ -123,16 +124,50 @@ def _open_digits(choose: Callable) -> Source:
 
 
 def _open_npz(path: str, canvas: int, choose: Callable) -> Source:
+    arrays = read_npz(path, f"npz:{path}")
+    labels, class_names = None, tuple[str, ...]()
+    if "labels" in arrays:
+        labels, class_names = number_classes(arrays["labels"].reshape(-1), f"npz:{path}: `labels`")
+    return _from_arrays(arrays["images"], labels, class_names, canvas, choose)
+
+
+def read_npz(path: str | os.PathLike, name: str) -> dict[str, np.ndarray]:
+    """All arrays of an npz file; nothing pickled is loaded.
+
+    Args:
+      name: how messages call the file.
+
+    Raises:
+      UserError: the file is damaged, or of another kind.
+    """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = arrays["images"]
-            labels = arrays["labels"].astype(np.int32) if "labels" in arrays else None
-    except (ValueError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"npz:{path} cannot be read: {error}.") from error
-    if labels is not None and labels.min() < 0:
-        raise UserError(f"npz:{path}: `labels` must not be negative; one is {labels.min()}.")
-    class_names = () if labels is None else tuple(str(i) for i in range(labels.max() + 1))
-    return _from_arrays(images, labels, class_names, canvas, choose)
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else None
+    except NPZ_FAULTS as error:
+        raise UserError(f"{name} cannot be read as an npz file: {error}.") from error
+    if arrays is None:
+        raise UserError(f"{name} holds one array without a name: write it with numpy.savez.")
+    return arrays
+
+
+def number_classes(
+    labels: Integer[np.ndarray, " n"], name: str
+) -> tuple[Int32[np.ndarray, " n"], tuple[str, ...]]:
+    """Labels counted from 0, and their classes' names: the numbers as they were given.
+
+    Numbers below n stay what they are, also where some are missing. Larger ones, such as dates or
+    ids, are counted in their order, so that nothing grows with their size.
+
+    Args:
+      name: how messages call them.
+    """
+    if labels.min() < 0:
+        raise UserError(f"{name} must not be negative; one is {labels.min()}.")
+    if labels.max() < len(labels):
+        return labels.astype(np.int32), tuple(map(str, range(int(labels.max()) + 1)))
+    values, numbers = np.unique(labels, return_inverse=True)
+    return numbers.astype(np.int32), tuple(map(str, values.tolist()))
 
 
 def _from_arrays(

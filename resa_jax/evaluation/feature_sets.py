@@ -1,13 +1,13 @@
 """Labelled features: where they come from, and test labels numbered as the training ones."""
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Num
 
+from resa_jax.data.sources import number_classes, read_npz
 from resa_jax.errors import UserError
 from resa_jax.evaluation.clustering import fixed_split
 
@@ -57,20 +57,15 @@ def read_features(path: Path) -> FeatureSet:
     Raises:
       UserError: not such a file.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = [name for name in ("encodings", "labels") if name not in arrays]
-            if missing:
-                raise UserError(
-                    f"{path} has no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}. "
-                    "Features are an npz file with encodings [n, d] and labels [n]."
-                )
-            encodings, labels = arrays["encodings"], arrays["labels"]
-            names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as an npz file: {error}.") from error
+    arrays = read_npz(path, str(path))
+    missing = [name for name in ("encodings", "labels") if name not in arrays]
+    if missing:
+        raise UserError(
+            f"{path} has no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}. "
+            "Features are an npz file with encodings [n, d] and labels [n]."
+        )
+    encodings, labels = arrays["encodings"], arrays["labels"]
+    names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
     if encodings.ndim != 2 or encodings.dtype.kind not in "fiu" or not encodings.size:
         raise UserError(
             f"{path}: encodings must be numbers of shape [n, d]; they are {encodings.dtype} of "
@@ -81,13 +76,16 @@ def read_features(path: Path) -> FeatureSet:
             f"{path}: labels must be integers of shape {encodings.shape[:1]}, one for each "
             f"encoding; they are {labels.dtype} of shape {labels.shape}."
         )
-    if labels.min() < 0:
-        raise UserError(f"{path}: one label is {labels.min()}; samples need labels from 0.")
     if not np.isfinite(encodings).all():
         raise UserError(f"{path}: some encodings are not finite.")
-    labels = labels.astype(np.int64)
-    names = names or tuple(str(label) for label in range(labels.max() + 1))
-    return FeatureSet({"encoding": encodings}, labels, names)
+    if names is None:
+        labels, names = number_classes(labels, f"{path}: labels")
+    elif not 0 <= labels.min() <= labels.max() < len(names):
+        raise UserError(
+            f"{path}: labels lie from {labels.min()} to {labels.max()}, but class_names has "
+            f"{len(names)}, from 0 to {len(names) - 1}."
+        )
+    return FeatureSet({"encoding": encodings}, labels.astype(np.int64), names)
 
 
 def split_features(features: FeatureSet) -> tuple[FeatureSet, FeatureSet]:

@@ -1,0 +1,81 @@
+"""The headers of npz files, read without NumPy, and what reading such a file can raise."""
+
+import ast
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+
+from resa_jax.errors import UserError
+
+
+# What zipfile and NumPy raise for a file that is damaged or was never an npz file.
+NPZ_FAULTS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, EOFError, KeyError),
+    *(MemoryError, NotImplementedError, OSError, RecursionError, RuntimeError, SyntaxError),
+    *(TypeError, ValueError),
+)
+
+
+def npz_shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays `images` and `labels` of an npz file, read from their headers.
+
+    Raises:
+      UserError: no such file, not an npz file, no `images`, or arrays of the wrong type or shape.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"npz:{path}: there is no such file.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy") for name in archive.namelist()}
+            if "images" not in members:
+                found = ", ".join(sorted(members)) or "no array"
+                raise UserError(
+                    f"npz:{path} needs an array `images`, and holds {found}."
+                    " Write it with numpy.savez(FILE, images=..., labels=...)."
+                )
+            headers = {
+                name: _npy_header(archive, f"{name}.npy")
+                for name in ("images", "labels")
+                if name in members
+            }
+    except UserError:
+        raise
+    except NPZ_FAULTS as error:
+        raise UserError(f"npz:{path} is not a file that numpy.savez wrote: {error}.") from error
+    dtype, shape = headers["images"]
+    if len(shape) == 3 and shape[2] == 3:
+        raise UserError(
+            f"npz:{path}: `images` of shape {shape} is one image, or {shape[0]} gray ones of 3 "
+            "pixels width. Write [n, height, width, 3]; one image as images[None]."
+        )
+    channels_fit = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+    if dtype != "|u1" or not channels_fit or 0 in shape:
+        raise UserError(
+            f"npz:{path}: `images` must be uint8 (NumPy's '|u1') of shape [n, height, width], "
+            f"[n, height, width, 1] or [n, height, width, 3]; it is {dtype!r} of shape {shape}."
+        )
+    if "labels" in headers:
+        dtype, labels_shape = headers["labels"]
+        if dtype[1:2] not in ("i", "u") or labels_shape not in (shape[:1], (shape[0], 1)):
+            raise UserError(
+                f"npz:{path}: `labels` must be integers of shape {shape[:1]}, one for each image; "
+                f"it is {dtype!r} of shape {labels_shape}."
+            )
+    return {name: header[1] for name, header in headers.items()}
+
+
+def _npy_header(archive: zipfile.ZipFile, member: str) -> tuple[str, tuple[int, ...]]:
+    """dtype and shape from the header of a .npy file (NumPy's format specification, NEP 1)."""
+    with archive.open(member) as file:
+        start = file.read(8)
+        if start[:6] != b"\x93NUMPY":
+            raise zipfile.BadZipFile(f"{member} is no NumPy array")
+        layout = "<H" if start[6] == 1 else "<I"
+        (length,) = struct.unpack(layout, file.read(struct.calcsize(layout)))
+        header = ast.literal_eval(file.read(min(length, 2**16)).decode("latin1"))
+        shape = header["shape"]
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{member} has the shape {shape}")
+    return str(header["descr"]), shape
