@@ -169,23 +169,28 @@ def collectives(hlo: str) -> list[dict[str, Any]]:
     """The collective operations of a compiled program by kind and dtype, the most bytes first.
 
     Bytes are those that a device is given by all of them in one step. An operation that the
-    compiler has spread over several fusions, to overlap it, counts once.
+    compiler has spread over several fusions, to overlap it, is found in each of them and counts
+    once: by its channel, which others share only at the top.
     """
-    pattern = re.compile(rf"= (\(?[a-z0-9]+\[.*?) ({_KINDS})(-start)?\((.*)")
-    seen: set[tuple[str, str]] = set()
+    at_top = False
+    pattern = re.compile(rf"= (\(*[a-z0-9]+\[.*?) ({_KINDS})(-start)?\((.*)")
+    seen: set[tuple[str, ...]] = set()
     count: Counter[tuple[str, str]] = Counter()
     size: Counter[tuple[str, str]] = Counter()
     for line in hlo.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            at_top = line.startswith("ENTRY ")
         match = pattern.search(line)
         if not match:
             continue
         shapes, kind, start, rest = match.groups()
-        channel = re.search(r"channel_id=(\d+)", rest)
-        if channel:
-            if (kind, channel[1]) in seen:
-                continue
-            seen.add((kind, channel[1]))
         arrays = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes)
+        channel = re.search(r"channel_id=(\d+)", rest)
+        if channel and not at_top:
+            operation = kind, channel[1], str(arrays)
+            if operation in seen:
+                continue
+            seen.add(operation)
         if start and kind != "all-reduce":  # operands and results, the latter last
             arrays = arrays[len(arrays) // 2 :]
         for dtype in {dtype for dtype, _ in arrays}:

@@ -21,14 +21,23 @@ SMALL += ["method.hidden_size=96", "method.output_size=80"]
 
 def test_a_collective_that_is_spread_over_fusions_counts_once():
     hlo = """
-      %a = (f32[8,4]{1,0}, f32[3]{0}) all-reduce(%x, %y), channel_id=1, to_apply=%add
-      %b = bf16[2,5]{1,0} all-gather(%z), channel_id=2, dimensions={0}
-      %c = bf16[2,5]{1,0} all-gather(%z), channel_id=2, dimensions={0}
-      %d = (f32[2]{0}, f32[16]{0}) all-gather-start(%z), channel_id=3, dimensions={0}
-      %e = f32[16]{0} all-gather-done(%d)
-    """
+%begin.1 (z: bf16[1,5]) -> bf16[2,5] {
+  %b = bf16[2,5]{1,0} all-gather(%z), channel_id=2, dimensions={0}
+}
+%go_on.1 (z: bf16[1,5]) -> bf16[2,5] {
+  %c = bf16[2,5]{1,0} all-gather(%z), channel_id=2, dimensions={0}
+}
+ENTRY %main (x: f32[8,4], y: f32[3]) -> f32[16] {
+  %a = (f32[8,4]{1,0}, f32[3]{0}) all-reduce(%x, %y), channel_id=1, to_apply=%add
+  %f = f32[5]{0} all-reduce(%x, %y), channel_id=1, to_apply=%add
+  %g = bf16[2,5]{1,0} fusion(%z), kind=kOutput, calls=%begin.1
+  %h = bf16[2,5]{1,0} fusion(%z), kind=kOutput, calls=%go_on.1
+  %d = ((f32[2]{0}), (f32[16]{0})) all-gather-start(%z), channel_id=3, dimensions={0}
+  %e = f32[16]{0} all-gather-done(%d)
+}
+"""
     assert collectives(hlo) == [
-        {"kind": "all-reduce", "dtype": "f32", "bytes": 4 * 35, "count": 1},
+        {"kind": "all-reduce", "dtype": "f32", "bytes": 4 * 40, "count": 2},
         {"kind": "all-gather", "dtype": "f32", "bytes": 4 * 16, "count": 1},
         {"kind": "all-gather", "dtype": "bf16", "bytes": 20, "count": 1},
     ]
