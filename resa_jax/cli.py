@@ -1,6 +1,7 @@
 """How the commands start: flags, overrides of the config, and a user's mistake as one line."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -25,6 +26,13 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
             main(arguments)
         except (UserError, FloatingPointError) as error:
             sys.exit(_fail(error))
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:
+            if not _reader_is_gone():
+                raise
+            sys.exit(141)  # as the shell has it for a program that SIGPIPE ends
 
     def parse(arguments):
         if {"--help", "-help", "-h"} & set(arguments[1:]):
@@ -40,6 +48,16 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
         return rest + passed
 
     app.run(guarded, flags_parser=parse)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads stdout any more (`| head`); what is printed from here on is dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _fail(message) -> int:
@@ -77,5 +95,8 @@ class _AroundBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm  # not needed to refuse a mistake
 
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _reader_is_gone()  # the run goes on

@@ -16,6 +16,7 @@ from ml_collections.config_flags import config_path
 
 from resa_jax.errors import UserError
 from resa_jax.fields import Field, defaults
+from resa_jax.paths import AnyPath, read_text
 from resa_jax.schema import GROUPS, known_fields, method_group
 
 
@@ -112,6 +113,13 @@ def resolve(config: ConfigDict) -> None:
 
 def check_config(config: ConfigDict) -> None:
     """Raises a `UserError` for the first field that there is not, or whose value makes no sense."""
+    _check_fields(config)
+    if len(config.views) < 2:
+        raise UserError(f"config.views has {len(config.views)} view; two at least are needed.")
+    _check_schedule(config)
+
+
+def _check_fields(config: ConfigDict) -> None:
     known = fields_known(config)
     values = dict(fields(config))
     for name, value in values.items():
@@ -123,9 +131,6 @@ def check_config(config: ConfigDict) -> None:
     for name in known:
         if name not in values:
             raise UserError(f"The config lacks the field {name!r}.")
-    if len(config.views) < 2:
-        raise UserError(f"config.views has {len(config.views)} view; two at least are needed.")
-    _check_schedule(config)
 
 
 def _check_schedule(config: ConfigDict) -> None:
@@ -191,19 +196,39 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str, file: object = "The text") -> ConfigDict:
     """The inverse of `to_json`; also reads what older versions wrote.
 
     A field that is younger than the file gets its default: what was done before there was a choice.
+
+    Args:
+      file: what the text was read from, for messages.
+
+    Raises:
+      UserError: it is no configuration.
     """
-    tree = _completed(_upgrade(json.loads(text)))
-    groups = {
-        name: ConfigDict(_with_tuples(group))
-        for name, group in tree.items()
-        if isinstance(group, dict)
-    }
-    views = [ConfigDict(_with_tuples(view)) for view in tree["views"]]
-    return ConfigDict(_with_tuples(tree) | groups | {"views": views}, type_safe=False)
+    try:
+        tree = _completed(_upgrade(json.loads(text)))
+        groups = {
+            name: ConfigDict(_with_tuples(group))
+            for name, group in tree.items()
+            if isinstance(group, dict)
+        }
+        views = [ConfigDict(_with_tuples(view)) for view in tree["views"]]
+        config = ConfigDict(_with_tuples(tree) | groups | {"views": views}, type_safe=False)
+        _check_fields(config)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        what = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{file} is no configuration of a run ({what}). Restore it from a copy; each "
+            "checkpoint holds one."
+        ) from error
+    return config
+
+
+def read_config_file(path: AnyPath) -> ConfigDict:
+    """The configuration in a run's config.json; raises as `from_json`."""
+    return from_json(read_text(path), path)
 
 
 def _with_tuples(group: Mapping) -> dict:

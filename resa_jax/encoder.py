@@ -168,7 +168,7 @@ def load_encoder(
 
 
 def _load_checkpoint(path: AnyPath, network: str, projector: bool) -> Encoder:
-    config = from_json(read_config(path))
+    config = from_json(read_config(path), path)
     spec, method = EncoderSpec.from_config(config), create_method(config.method)
     names = ("encoder", "projector") if projector else ("encoder",)
     children = read_children(path, network, names)

@@ -46,11 +46,13 @@ def main(arguments: list[str]) -> None:
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
     )
 
+    from resa_jax.training.disk import disk_faults_explained
     from resa_jax.training.distributed import joined_processes
     from resa_jax.training.loop import train
     from resa_jax.training.memory import out_of_memory_explained
 
-    with joined_processes(processes), out_of_memory_explained(config):
+    explained = out_of_memory_explained(config), disk_faults_explained(_WORKDIR.value)
+    with joined_processes(processes), explained[0], explained[1]:
         train(config, _WORKDIR.value)
 
 

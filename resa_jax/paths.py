@@ -5,6 +5,7 @@ here: an object appears whole when it is closed, is never appended to, and folde
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -85,6 +86,39 @@ def remove_tree(path: AnyPath) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
         epath.Path(path).rmtree()
+
+
+def read_text(path: AnyPath) -> str:
+    """A text in UTF-8, whatever the locale.
+
+    Raises:
+      UserError: the file is not in UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is damaged: byte {error.start} is not of a text in UTF-8. Restore it from a "
+            "copy."
+        ) from error
+
+
+def read_json(path: AnyPath) -> dict:
+    """The JSON object in a file.
+
+    Raises:
+      UserError: the file holds anything else.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Restore it from a copy.") from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} holds {type(value).__name__} {str(value)[:40]!r}, not a JSON object. Restore "
+            "it from a copy."
+        )
+    return value
 
 
 def write_whole(path: AnyPath, text: str) -> None:

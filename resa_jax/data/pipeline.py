@@ -6,6 +6,8 @@ decoded on access; neither changes what a batch holds.
 
 import gc
 import os
+import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -66,7 +68,9 @@ def batches(
         _refuse_small_shared_memory(workers, reader.num_bytes)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its flags, also where no command parsed any
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        stream = stream.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_leave_signals
+        )
         stream = stream.map(_out_of_shared_memory)
         stream = grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=1)
     return BatchIterator(stream, has_workers=workers > 0)
@@ -214,6 +218,12 @@ def _batch(
     }
 
 
+def _leave_signals(index: int, count: int) -> None:
+    """In a worker: Ctrl-C reaches all processes of a terminal, and the main one decides."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _out_of_shared_memory(batch: Batch) -> Batch:
     """Copies a worker's batch and gives its memory back at once.
 
@@ -242,7 +252,17 @@ class BatchIterator:
     def __next__(self) -> Batch:
         if self._iterator is None:
             raise StopIteration
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # grain has no type for it
+                raise
+            code = re.search(r"exit code (-?\d+)", str(error))
+            raise UserError(
+                f"A process that decodes images has died (exit code {code[1] if code else '?'}; -9 "
+                "is mostly the system's answer to a lack of memory). Take fewer data.workers, or a "
+                "machine with more memory. The same command goes on after the last checkpoint."
+            ) from error
 
     def close(self) -> None:
         if self._iterator is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import resa_jax
-from resa_jax.config import from_json
+from resa_jax.config import read_config_file
 from resa_jax.data.sources import Source, open_source
 from resa_jax.encoder import Encoder, load_encoder
 from resa_jax.errors import UserError
@@ -238,4 +238,4 @@ def _default_path(
 
 
 def _config(workdir: AnyPath) -> ConfigDict:
-    return from_json((workdir / "config.json").read_text())
+    return read_config_file(workdir / "config.json")

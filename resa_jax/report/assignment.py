@@ -19,7 +19,7 @@ from resa_jax.training.networks import create_networks, forward
 
 def makes_assignment(checkpoint: AnyPath) -> bool:
     """Whether the method of a checkpoint's run assigns images to each other, as ReSA does."""
-    return hasattr(create_method(from_json(read_config(checkpoint)).method), "assign")
+    return hasattr(create_method(from_json(read_config(checkpoint), checkpoint).method), "assign")
 
 
 def assignment_matrix(
@@ -32,7 +32,7 @@ def assignment_matrix(
       rows: positions of the images in the source; BatchNorm's statistics are theirs.
       seed: of the view.
     """
-    config = from_json(read_config(checkpoint))
+    config = from_json(read_config(checkpoint), checkpoint)
     method: Any = create_method(config.method)  # one that has `assign`
     networks = create_networks(config, method)
     names = ("params", "batch_stats", "ema_params", "ema_batch_stats")

@@ -1,14 +1,17 @@
 """What a run's folder says about the run. Imports nothing heavy."""
 
-import json
+import logging
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from resa_jax.config import from_json
+from resa_jax.config import read_config_file
 from resa_jax.errors import UserError
-from resa_jax.paths import AnyPath
-from resa_jax.workdir import checkpoint_paths
+from resa_jax.paths import AnyPath, read_json
+from resa_jax.workdir import METRICS, checkpoint_paths, read_records
+
+
+_LOG = logging.getLogger("resa_jax")
 
 
 # The layers of a network in the order of the data flow, as records and protocols name them.
@@ -95,9 +98,13 @@ def read_run(workdir: AnyPath) -> RunRecord:
                 f"--workdir={workdir} holds no run: it has no {name}. Give the folder that "
                 "`resa_jax.main` was given."
             )
-    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
-    # A run that was killed while it wrote leaves half a line, without its end.
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    records, faults = read_records(workdir / METRICS)
+    if faults:
+        _LOG.warning(
+            "Warning: %s, lines %s are no records and are left out.",
+            workdir / METRICS,
+            ", ".join(map(str, faults)),
+        )
     if not records:
         raise UserError(f"{workdir / 'metrics.jsonl'} is still empty; report the run later.")
     evaluations = {
@@ -105,15 +112,15 @@ def read_run(workdir: AnyPath) -> RunRecord:
     }
     return RunRecord(
         workdir=workdir,
-        config=from_json((workdir / "config.json").read_text()),
-        records=records,
+        config=read_config_file(workdir / "config.json"),
+        records=list(records.values()),
         evaluations=evaluations,
         has_checkpoint=bool(checkpoint_paths(workdir)),
     )
 
 
 def _read_result(path):
-    result = json.loads(path.read_text())
+    result = read_json(path)
     if result.get("protocol") == "clustering":
         rows = result["results"].items()
         result["results"] = {_OLD_LAYERS.get(name, name): scores for name, scores in rows}

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,9 @@ def _leave(error):
         if jax.process_index() == 0:
             # The end of process 0 ends the others, which may have a sentence of their own to say.
             time.sleep(_LAST_WORDS_SECONDS)
+    elif isinstance(error, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+        code = 130
     elif isinstance(error, jax.errors.JaxRuntimeError):
         print(
             f"error: {error}\nSo it looks when another process of the run has died or cannot be "
@@ -73,28 +77,45 @@ def _leave(error):
 
 
 class Preemption:
-    """Notices SIGTERM; a context manager that gives the old signal handler back.
+    """Notices SIGTERM, SIGHUP and Ctrl-C; a context manager that gives the old handlers back.
 
-    On several processes JAX's own service catches the signal and all of them learn of it at the
-    same step, provided that all ask at every step.
+    A second Ctrl-C raises KeyboardInterrupt where the program is. What was ignored before, as
+    SIGHUP under nohup, stays ignored. On several processes JAX's own service catches SIGTERM, which
+    the other two signals become, and all processes learn of it at the same step, provided that all
+    ask at every step.
+
+    Attributes:
+      signal: the name of what was received, as in "SIGTERM".
     """
 
     def __enter__(self):
-        self._received = False
+        self.signal: str | None = None
         self._distributed = jax.process_count() > 1
-        if not self._distributed:
-            self._old = signal.signal(signal.SIGTERM, self._handle)
+        self._old: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may handle signals
+        caught = signal.SIGINT, signal.SIGHUP, *(() if self._distributed else (signal.SIGTERM,))
+        for number in caught:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._old[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception):
-        if not self._distributed:
-            signal.signal(signal.SIGTERM, self._old)
+        for number, old in self._old.items():
+            signal.signal(number, old)
 
-    def _handle(self, signum, frame):
-        self._received = True
+    def _handle(self, number, frame):
+        if number == signal.SIGINT:
+            if self.signal == "SIGINT":
+                raise KeyboardInterrupt
+            # Not by print, which this may have interrupted.
+            os.write(2, b"\nCtrl-C: saving after this step. Once more leaves at once.\n")
+        self.signal = signal.Signals(number).name
+        if self._distributed:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def reached(self, step: int) -> bool:
         """Whether to stop after this step."""
         if self._distributed:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+        return self.signal is not None

@@ -1,18 +1,48 @@
 """What a run leaves behind: its encoder, a table of baselines, and how to use it."""
 
 import json
+import logging
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from resa_jax.errors import UserError
 from resa_jax.evaluation.clustering import compare_features, format_table
 from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.paths import AnyPath, write_whole
 from resa_jax.training.programs import Programs
 from resa_jax.training.step import TrainState
-from resa_jax.weights.export import export_encoder
+from resa_jax.weights.export import export_encoder, is_export, read_description, read_export
+from resa_jax.workdir import checkpoint_paths
+
+
+_LOG = logging.getLogger("resa_jax")
+
+
+def is_finished(workdir: AnyPath, total_steps: int) -> bool:
+    """Whether the run in `workdir` has left its encoder, whole.
+
+    Raises:
+      UserError: it has, damaged, and there is no checkpoint to export it from again.
+    """
+    path = workdir / "encoder"
+    if not is_export(path):
+        return False
+    try:
+        description = read_description(path)
+        if description.get("step") != total_steps:
+            return False
+        read_export(path, str(description.get("network")))
+    except UserError as error:
+        if not checkpoint_paths(workdir):
+            raise UserError(
+                f"{error} There is no checkpoint to export it from again; give another --workdir."
+            ) from error
+        _LOG.warning("Warning: %s It is exported again.", error)
+        return False
+    return True
 
 
 def finish(

@@ -3,11 +3,12 @@
 import logging
 import math
 import os
+from contextlib import nullcontext
 
 import jax
 from ml_collections import ConfigDict
 
-from resa_jax.checkpoint import Checkpoints
+from resa_jax.checkpoint import Checkpoints, refuse_newer_format, restore_newest
 from resa_jax.config import to_json
 from resa_jax.data.pipeline import batches, steps_per_epoch
 from resa_jax.data.sources import open_sources
@@ -15,15 +16,16 @@ from resa_jax.data.statistics import with_statistics
 from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.sharding import check_divisible, create_mesh, to_devices
 from resa_jax.training.agreement import check_agreement
+from resa_jax.training.disk import check_disk
 from resa_jax.training.distributed import Preemption
-from resa_jax.training.finish import finish
+from resa_jax.training.finish import finish, is_finished
 from resa_jax.training.initialize import initialize_from
 from resa_jax.training.memory import available_bytes, check_memory
 from resa_jax.training.metrics import MetricsWriter, WallTime, describe, last_metrics
 from resa_jax.training.profiler import Profiler
 from resa_jax.training.programs import compile_programs
 from resa_jax.training.schedule import is_due
-from resa_jax.workdir import claim_workdir, is_finished
+from resa_jax.workdir import claim_workdir, locked
 
 
 _LOG = logging.getLogger("resa_jax")
@@ -41,12 +43,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
 
     Raises:
       UserError: for a mistake in the configuration, the data or the folder.
+      KeyboardInterrupt: at Ctrl-C, after the step at hand was saved; a second one raises at once.
       FloatingPointError: when the loss is not finite; the last checkpoint is good.
     """
     clock = WallTime()
     mesh = create_mesh()
     check_divisible(config.batch_size, mesh)
-    with jax.set_mesh(mesh):
+    lock = locked(workdir) if jax.process_index() == 0 else nullcontext()
+    with jax.set_mesh(mesh), lock:
         # Data: batch i is a function of (seed, i) alone, so the step restarts the stream.
         source, test_source = open_sources(config.data, config.batch_size)
         config = with_statistics(config, source)
@@ -62,22 +66,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
             _LOG.info("%s holds a finished run of %d steps; nothing is left.", workdir, total_steps)
             return last_metrics(workdir)
 
+        refuse_newer_format(workdir / "checkpoints")
         with clock("compile"):
             programs = compile_programs(config, mesh, source.canvas, epoch, total_steps)
         check_memory(programs.memory, available_bytes(mesh), config)
+        check_disk(workdir, programs.abstract_state, config.checkpoint.keep)
         evaluation = OnlineEvaluation(
             config, programs.networks.evaluated, mesh, source, test_source
         )
+        first_step, state = restore_newest(workdir / "checkpoints", programs.abstract_state)
         with (
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep, to_json(config)) as saved,
             MetricsWriter(
-                workdir, config, clock, saved.latest_step, total_steps, epoch, programs.flops
+                workdir, config, clock, first_step, total_steps, epoch, programs.flops
             ) as writer,
             batches(
                 source,
                 batch_size=config.batch_size,
                 seed=config.seed,
-                start_step=saved.latest_step,
+                start_step=first_step,
                 num_steps=total_steps,
                 workers=config.data.workers,
                 process_index=jax.process_index(),
@@ -87,8 +94,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
             Preemption() as preemption,
         ):
             writer.say(describe(config, mesh, len(source), total_steps, programs.memory))
-            first_step = saved.latest_step
-            if first_step == 0:
+            if state is None:
                 with clock("compile"):
                     state = programs.init()
                 state = initialize_from(config.init_from, state, config.encoder.name)
@@ -96,7 +102,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
                     with clock("evaluation"):
                         writer.write(0, evaluation(*state.evaluated))
             else:
-                state = saved.restore(first_step, programs.abstract_state)
                 writer.say(f"Going on after step {first_step} of {total_steps}.")
 
             # Nothing can be refused any more.
@@ -109,6 +114,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
                     with jax.transfer_guard("disallow"):  # no hidden copy from host or elsewhere
                         views = programs.make_views(state.step, *images)
                         state, metrics = programs.train_step(state, views)
+                saved.check()
                 profiler.launched(step, metrics)
                 if step == 1:
                     writer.show(step, views)
@@ -120,17 +126,21 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
                     writer.flush()
                     with clock("evaluation"):
                         writer.write(step, evaluation(*state.evaluated))
+                if last:
+                    writer.write(step, clock.record())
                 if last or stop or is_due(config.checkpoint.every_epochs, step, epoch):
                     writer.publish()
                     with clock("checkpoint"):
                         saved.save(state, step)
                 if stop and not last:
+                    saved.check(wait=True)
                     writer.say(
-                        f"Stopped by SIGTERM: step {step} is saved. The same command, with "
-                        f"--workdir={workdir}, goes on from there."
+                        f"Stopped by {preemption.signal or 'SIGTERM'}: step {step} is saved. The "
+                        f"same command, with --workdir={workdir}, goes on from there."
                     )
+                    if preemption.signal == "SIGINT":
+                        raise KeyboardInterrupt
                     return last_metrics(workdir)
-            writer.write(total_steps, clock.record())
 
         finish(config, workdir, programs, evaluation, state)
     return last_metrics(workdir)

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-import os
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from resa_jax.paths import AnyPath, Mirror
 from resa_jax.training.flops import peak_flops
 from resa_jax.training.memory import gibibytes
-from resa_jax.workdir import checkpoint_paths
+from resa_jax.workdir import METRICS, checkpoint_paths, read_records
 
 
 _LOG = logging.getLogger("resa_jax")
@@ -92,10 +92,10 @@ class MetricsWriter:
         self._active = jax.process_index() == 0
         if self._active:
             self._mirror = Mirror(workdir)
-            self._mirror.fetch("metrics.jsonl")
-            path = self._mirror.folder / "metrics.jsonl"
+            self._mirror.fetch(METRICS)
+            path = self._mirror.folder / METRICS
             _truncate(path, first_step)
-            self._file = path.open("a")
+            self._file = path.open("a", encoding="utf-8")
             self._tensorboard = SummaryWriter(
                 str(self._mirror.folder / "tensorboard"), purge_step=first_step + 1
             )
@@ -218,18 +218,31 @@ class MetricsWriter:
 
 
 def _truncate(path, step):
+    """Keeps the records up to `step`; of a run that starts over none, step 0's neither."""
+    if step > 0 and not path.exists():
+        _LOG.warning("Warning: %s is missing, with the records up to step %d.", path, step)
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        # A run that was killed while it wrote leaves half a line, without its end.
-        # One that starts over has kept nothing, its evaluation at step 0 neither.
-        if not line.endswith("\n") or step == 0 or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
+    records, faults = read_records(path)
+    kept = [line for line, record in records.items() if 0 < step >= record["step"]]
+    if faults:
+        copy = path.with_name("metrics.damaged.jsonl")
+        shutil.copyfile(path, copy)
+        _LOG.warning(
+            "Warning: %s They are left out; the file as it was is %s.",
+            _faults_in_words(path, faults),
+            copy.name,
+        )
+    if step > 0 and not kept:
+        _LOG.warning("Warning: %s has no record up to step %d.", path, step)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+    temporary.replace(path)
+
+
+def _faults_in_words(path, faults):
+    shown = ", ".join(map(str, faults[:5])) + (", ..." if len(faults) > 5 else "")
+    return f"{path} is damaged: {len(faults)} of its lines are no records ({shown})."
 
 
 def _last_checkpoint(workdir):
@@ -241,8 +254,14 @@ def last_metrics(workdir: AnyPath) -> dict[str, int | float]:
     """The last value of every metric that the run has recorded."""
     multihost_utils.sync_global_devices("metrics.jsonl")  # process 0 may be writing still
     metrics: dict[str, int | float] = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        metrics |= json.loads(line)
+    path = workdir / METRICS
+    records, faults = read_records(path) if path.exists() else ({}, [])
+    if faults or not records:
+        _LOG.warning(
+            "Warning: %s", _faults_in_words(path, faults) if faults else f"{path} has no record."
+        )
+    for record in records.values():
+        metrics |= record
     return metrics
 
 

@@ -8,8 +8,9 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from resa_jax.errors import UserError
+from resa_jax.integrity import DamagedError, checksums, naming_damage
 from resa_jax.models.spec import EncoderSpec
-from resa_jax.paths import AnyPath, absolute, is_remote, remove_tree
+from resa_jax.paths import AnyPath, absolute, is_remote, read_json, remove_tree, write_whole
 
 
 DESCRIPTION = "encoder.json"
@@ -29,10 +30,12 @@ def export_encoder(
         place = directory.with_name(directory.name + ".tmp")
     if jax.process_index() == 0:
         remove_tree(place)
-    ocp.save(absolute(place) / "weights", {"params": params, "batch_stats": batch_stats})
+    tree = {"params": params, "batch_stats": batch_stats}
+    ocp.save(absolute(place) / "weights", tree)
+    checksum = _total(tree)
     if jax.process_index() == 0:
-        description = dataclasses.asdict(spec) | provenance
-        (place / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        description = dataclasses.asdict(spec) | provenance | {"checksum": checksum}
+        write_whole(place / DESCRIPTION, json.dumps(description, indent=2) + "\n")
         if place != directory:
             remove_tree(directory)
             place.rename(directory)
@@ -45,7 +48,7 @@ def is_export(path: AnyPath) -> bool:
 
 def read_description(path: AnyPath) -> dict:
     """What an export says of itself."""
-    return json.loads((path / DESCRIPTION).read_text())
+    return read_json(path / DESCRIPTION)
 
 
 def read_export(path: AnyPath, network: str) -> tuple[EncoderSpec, dict, dict]:
@@ -60,16 +63,28 @@ def read_export(path: AnyPath, network: str) -> tuple[EncoderSpec, dict, dict]:
             f"{path} holds the EMA encoder; read a checkpoint of the run for the online one."
         )
     names = [field.name for field in dataclasses.fields(EncoderSpec)]
-    values = {name: description[name] for name in names}
-    values |= {name: tuple(values[name]) for name in ("mean", "std")}
+    with naming_damage(path / DESCRIPTION):
+        values = {name: description[name] for name in names}
+        values |= {name: tuple(map(float, values[name])) for name in ("mean", "std")}
+        spec = EncoderSpec(**values)
+        spec.create()
     tree = read_tree(path / "weights")
-    return EncoderSpec(**values), tree["params"], tree["batch_stats"]
+    if _total(tree) != description.get("checksum", _total(tree)):  # exports before 0.2 have none
+        raise DamagedError(
+            f"{path / 'weights'} is damaged: it holds other numbers than were saved."
+        )
+    return spec, tree["params"], tree["batch_stats"]
+
+
+def _total(tree):
+    return sum(checksums(tree).values()) % 2**32
 
 
 def read_tree(folder: AnyPath) -> dict:
     """A tree that Orbax saved, as NumPy arrays."""
     folder = absolute(folder)
-    abstract = jax.tree.map(
-        lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(folder).metadata
-    )
-    return ocp.load(folder, abstract)
+    with naming_damage(folder):
+        abstract = jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(folder).metadata
+        )
+        return ocp.load(folder, abstract)

@@ -33,7 +33,7 @@ def read_encoder(
         return read_export(path, network)
     path = find_checkpoint(path)
     children = read_children(path, network, ("encoder",))
-    return EncoderSpec.from_config(from_json(read_config(path))), *children["encoder"]
+    return EncoderSpec.from_config(from_json(read_config(path), path)), *children["encoder"]
 
 
 def find_checkpoint(path: AnyPath) -> AnyPath:
