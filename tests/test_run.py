@@ -48,17 +48,21 @@ def environment(digits):
     return os.environ | {"XLA_FLAGS": flags, "TEST_SOURCE": f"npz:{digits}"}
 
 
+def command(workdir, environment, *overrides):
+    return [
+        sys.executable,
+        "-m",
+        "resa_jax.main",
+        "--config=configs/digits.py:smoke",
+        f"--workdir={workdir}",
+        f"--config.data.source={environment['TEST_SOURCE']}",
+        *(f"--config.{override}" for override in (*OVERRIDES, *overrides)),
+    ]
+
+
 def start(workdir, environment, *overrides):
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "resa_jax.main",
-            "--config=configs/digits.py:smoke",
-            f"--workdir={workdir}",
-            f"--config.data.source={environment['TEST_SOURCE']}",
-            *(f"--config.{override}" for override in (*OVERRIDES, *overrides)),
-        ],
+        command(workdir, environment, *overrides),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -67,9 +71,9 @@ def start(workdir, environment, *overrides):
     )
 
 
-def finish(process):
+def finish(process, code=0):
     output, errors = process.communicate(timeout=180)
-    assert process.returncode == 0, errors
+    assert process.returncode == code, errors
     return output
 
 
@@ -139,17 +143,59 @@ def test_a_killed_run_resumes_bitwise(unbroken, tmp_path, environment):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_says_how_to_resume(unbroken, tmp_path, environment):
+@pytest.mark.parametrize("name, code", [("SIGTERM", 0), ("SIGHUP", 0), ("SIGINT", 130)])
+def test_signals_save_and_say_how_to_resume(unbroken, tmp_path, environment, name, code):
     process = start(tmp_path, environment)
     wait_for_step(tmp_path, 25, process)
-    process.send_signal(signal.SIGTERM)
-    output = finish(process)
+    process.send_signal(getattr(signal, name))
+    output = finish(process, code)
     step, _ = last_state(tmp_path)
     assert 25 <= step < 50
+    assert f"Stopped by {name}" in output
     assert f"step {step} is saved" in output
     assert f"--workdir={tmp_path}" in output
     finish(start(tmp_path, environment))
     assert_same_run(unbroken[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_whoever_stops_reading_does_not_stop_the_run(unbroken, tmp_path, environment):
+    process = start(tmp_path, environment)
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=180)
+    assert "Traceback" not in errors
+    assert_same_run(unbroken[0], tmp_path)
+    load_encoder(tmp_path / "encoder")
+
+
+@pytest.mark.slow
+def test_files_that_cannot_grow_end_in_a_sentence(unbroken, tmp_path, environment):
+    """As on a full disk: here a limit on the size of files, below that of a checkpoint."""
+    limited = subprocess.run(
+        ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command(tmp_path, environment)],
+        cwd=ROOT,
+        env=environment | READ_ONLY_CACHE,
+        capture_output=True,
+        text=True,
+    )
+    assert limited.returncode == 2, limited.stderr
+    assert "error: The checkpoint of step 20 could not be written" in limited.stderr
+    assert not checkpoints(tmp_path)
+    finish(start(tmp_path, environment))
+    assert_same_run(unbroken[0], tmp_path)
+
+
+def test_weights_that_were_deleted_are_exported_again(unbroken, tmp_path, environment):
+    workdir = shutil.copytree(unbroken[0], tmp_path / "run")
+    before = load_encoder(workdir / "encoder").fingerprint()
+    records_before = (workdir / "metrics.jsonl").read_bytes()
+    shutil.rmtree(workdir / "encoder" / "weights")
+    output = finish(start(workdir, environment))
+    assert "It is exported again." in output
+    assert load_encoder(workdir / "encoder").fingerprint() == before
+    assert (workdir / "metrics.jsonl").read_bytes() == records_before  # no row twice
 
 
 def test_a_finished_run(unbroken, environment, tmp_path):
