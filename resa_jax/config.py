@@ -219,6 +219,8 @@ def from_json(text: str, file: object = "The text") -> ConfigDict:
         _check_fields(config)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         what = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, json.JSONDecodeError):
+            what = f"it is not valid JSON: {error}"
         raise UserError(
             f"{file} is no configuration of a run ({what}). Restore it from a copy; each "
             "checkpoint holds one."

@@ -124,7 +124,7 @@ def read_json(path: AnyPath) -> dict:
 def write_whole(path: AnyPath, text: str) -> None:
     """Writes a text so that a reader finds the old one or the new one, never a part."""
     if is_remote(path):
-        path.write_text(text)
+        path.write_bytes(text.encode("utf-8"))
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")

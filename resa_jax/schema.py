@@ -107,6 +107,12 @@ class Data:
         "of the channels; auto: measured on the source",
     )
     canvas: int = field(512, positive(8192), "long side to which large images are reduced, pixels")
+    max_pixels: int = field(
+        89_478_485, positive(178_956_970), "images with more are bad: they cost too much memory"
+    )
+    gray_max: int = field(
+        65_535, positive(2**31 - 1), "white in gray images of more than 8 bits, as 4095 of 12 bits"
+    )
     resize: int | None = field(
         None, positive(8192), "short side before the centre crop; none: the encoder's image size"
     )

@@ -16,6 +16,7 @@ import pytest
 from data_samples import small_images
 
 from resa_jax.config import load_config
+from resa_jax.data.decode import Decoding
 from resa_jax.data.images import FolderImages, MemoryImages, Source
 from resa_jax.errors import UserError
 from resa_jax.training import agreement
@@ -26,7 +27,9 @@ NAMES = [f"{n:03}.jpg" for n in range(37)]
 
 
 def folder(names=NAMES, class_names=()):
-    return Source(FolderImages("images", names, None, 32), class_names=class_names, canvas=32)
+    return Source(
+        FolderImages("images", names, None, Decoding(32)), class_names=class_names, canvas=32
+    )
 
 
 def recipe(*overrides):

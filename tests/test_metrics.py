@@ -53,7 +53,7 @@ def test_views_and_scalars_in_tensorboard(tmp_path):
 @pytest.mark.parametrize(("first_step", "kept"), [(0, []), (5, [0, 5]), (9, [0, 5, 9])])
 def test_a_step_stands_once(tmp_path, first_step, kept):
     config = load_config(str(ROOT / "configs" / "digits.py:smoke"), [])
-    lines = [json.dumps({"step": step}) + "\n" for step in (0, 5, 9)]
+    lines = [json.dumps({"step": step, "epoch": step / 5}) + "\n" for step in (0, 5, 9)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 1')
     with MetricsWriter(tmp_path, config, WallTime(), first_step, 10, 5, flops=1e6):
         pass

@@ -1,13 +1,24 @@
 """One encoded image to upright 8-bit RGB, reduced to fit the canvas."""
 
+import functools
 import io
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
+# Here `Decoding.max_pixels` is the bound.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# What Pillow may take a file for, whatever its ending: nothing that starts another program, as
+# PostScript does, or that no camera or browser writes.
+_FORMATS = (
+    *("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA"),
+)
 # What can turn a JPEG: Pillow reads the orientation from EXIF and, failing that, from XMP.
 _ORIENTATION_MARKS = (b"Exif\x00", b"tiff:Orientation")
 _EXIF_ORIENTATION = 0x0112
@@ -26,31 +37,48 @@ class BadImageError(Exception):
     """The image cannot be decoded; the message says why."""
 
 
-def decode_image(data: bytes, canvas: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes an image so that neither side is longer than `canvas`.
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pixels; the fields of `config.data` with the same names.
+
+    Attributes:
+      canvas: no side is longer, pixels.
+      max_pixels: an image with more is refused before it is decoded.
+      gray_max: the value of white in gray images of more than 8 bits; higher ones are white too.
+    """
+
+    canvas: int = 512
+    max_pixels: int = 89_478_485  # where Pillow begins to warn
+    gray_max: int = 65_535
+
+
+def decode_image(data: bytes, how: Decoding) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image so that neither side is longer than `how.canvas`.
 
     Larger images are reduced, smaller ones never enlarged: a JPEG first by the decoder's own DCT
     scaling (by 2, 4 or 8, as far as it stays at least as large as the result), then by Pillow's
     antialiased resampling with the Hamming filter, which keeps more detail than the bilinear one.
 
     Gray, palette, CMYK and transparent images become RGB as Pillow's `convert` has it (transparency
-    is dropped); 16-bit gray is divided by 257. The EXIF orientation is applied. Of an animation the
-    first frame is taken. The pixels are those of Pillow: its JPEG decoder is the same library.
+    is dropped); gray of 16 bits is scaled by 255 / `how.gray_max`. The EXIF orientation is applied.
+    Of an animation the first frame is taken. The pixels are those of Pillow: its JPEG decoder is
+    the same library.
 
     Raises:
-      BadImageError: the data are damaged, cut off, or no image with 8 or 16 bits a channel.
+      BadImageError: the data are damaged, cut off, too large, or no image with 8 or 16 bits a
+        channel.
     """
     if data[:2] == b"\xff\xd8" and not any(mark in data for mark in _ORIENTATION_MARKS):
-        image = _decode_plain_jpeg(data, canvas)
+        image = _decode_plain_jpeg(data, how)
         if image is not None:
             return image
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return _decode_with_pillow(picture, canvas)
+        with _open(io.BytesIO(data)) as picture:
+            return _decode_with_pillow(picture, how)
     except (BadImageError, MemoryError):
         raise
     except Exception as error:  # damaged files make Pillow's plugins raise almost anything
-        raise BadImageError(str(error) or type(error).__name__) from error
+        raise BadImageError(_reason(error)) from error
 
 
 def image_size(path: str) -> tuple[int, int]:
@@ -60,10 +88,44 @@ def image_size(path: str) -> tuple[int, int]:
       BadImageError: the header cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             return image.size
     except Exception as error:  # as in `decode_image`
-        raise BadImageError(str(error) or type(error).__name__) from error
+        raise BadImageError(_reason(error)) from error
+
+
+def gray_peak(path: str) -> int | None:
+    """The highest value of a gray image of more than 8 bits; None for all others."""
+    try:
+        with _open(path) as image:
+            return int(np.asarray(image).max()) if image.mode.startswith("I") else None
+    except Exception:  # as in `decode_image`, which says so when the image's turn comes
+        return None
+
+
+def _open(file: str | io.BytesIO) -> Image.Image:
+    return Image.open(file, formats=_known_formats())
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose text has an object's address
+        return "it is no image of a format that is read here"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has more pixels than data.max_pixels may allow"
+    return str(error) or type(error).__name__
+
+
+def _refuse_huge(width: int, height: int, how: Decoding) -> None:
+    if width * height > how.max_pixels:
+        raise BadImageError(
+            f"it has {width} x {height} pixels, more than data.max_pixels={how.max_pixels}"
+        )
 
 
 def shrink(image: UInt8[np.ndarray, "h w 3"], canvas: int) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -83,45 +145,48 @@ def _resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> np.ndar
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.HAMMING))
 
 
-def _decode_plain_jpeg(data: bytes, canvas: int) -> UInt8[np.ndarray, "h w 3"] | None:
+def _decode_plain_jpeg(data: bytes, how: Decoding) -> UInt8[np.ndarray, "h w 3"] | None:
     """The fast path for gray and colour JPEGs; None leaves the image, or its error, to Pillow."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace in ("CMYK", "YCCK"):
             return None
-        factor = _dct_factor(max(height, width), canvas)
+        _refuse_huge(width, height, how)
+        factor = _dct_factor(max(height, width), how.canvas)
         image = simplejpeg.decode_jpeg(
             data, min_height=-(-height // factor), min_width=-(-width // factor)
         )
     except ValueError:
         return None
-    return _resize(image, _fitting_size(width, height, canvas))
+    return _resize(image, _fitting_size(width, height, how.canvas))
 
 
 def _dct_factor(long_side: int, canvas: int) -> int:
     return max(factor for factor in (1, 2, 4, 8) if factor == 1 or long_side >= factor * canvas)
 
 
-def _decode_with_pillow(image: Image.Image, canvas: int) -> UInt8[np.ndarray, "h w 3"]:
-    size = _fitting_size(*image.size, canvas)
+def _decode_with_pillow(image: Image.Image, how: Decoding) -> UInt8[np.ndarray, "h w 3"]:
+    _refuse_huge(*image.size, how)
+    size = _fitting_size(*image.size, how.canvas)
     if image.format in ("JPEG", "MPO"):
-        factor = _dct_factor(max(image.size), canvas)
+        factor = _dct_factor(max(image.size), how.canvas)
         if factor > 1:
             image.draft(None, (max(image.width // factor, 1), max(image.height // factor, 1)))
     image.load()
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)  # Pillow itself turns a TIFF on loading
-    pixels = _resize(np.asarray(_to_rgb(image)), size)
+    pixels = _resize(np.asarray(_to_rgb(image, how.gray_max)), size)
     if orientation in _UPRIGHT:
         return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
     return pixels
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, gray_max: int) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise BadImageError("its values are outside of 16 bits")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        levels = (np.minimum(values, gray_max) * 255 + gray_max // 2) // gray_max
+        image = Image.fromarray(levels.astype(np.uint8))
     elif image.mode == "F":
         raise BadImageError("floating-point images have no fixed range")
     elif image.mode == "P" and "transparency" in image.info:

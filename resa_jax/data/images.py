@@ -14,8 +14,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from resa_jax.data.decode import BadImageError, decode_image
+from resa_jax.data.decode import BadImageError, Decoding, decode_image
 from resa_jax.errors import UserError
+
+
+_BAD_IN_A_ROW = 32  # as many are skipped at most
 
 
 @dataclass
@@ -46,7 +49,7 @@ class FolderImages:
     root: str
     names: list[str]
     labels: Int32[np.ndarray, "n"] | None
-    canvas: int
+    decoding: Decoding
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -62,10 +65,13 @@ class FolderImages:
         try:
             with open(self.name(index), "rb") as file:
                 data = file.read()
-        except OSError as error:
-            raise BadImageError(error.strerror) from error
+        except OSError as error:  # not a bad image: a disk that fails, or files that were moved
+            raise UserError(
+                f"{self.name(index)} cannot be read: {error.strerror}. See to the disk, or start "
+                "again with the folder as it is now."
+            ) from error
         label = -1 if self.labels is None else int(self.labels[index])
-        return decode_image(data, self.canvas), label
+        return decode_image(data, self.decoding), label
 
 
 @dataclass
@@ -74,7 +80,7 @@ class TfdsImages:
 
     title: str
     records: Any  # a random-access data source of encoded images
-    canvas: int
+    decoding: Decoding
     has_labels: bool
     chosen: Int32[np.ndarray, "n"] | None = None  # positions in `records`; None: all
     chosen_labels: Int32[np.ndarray, "n"] | None = None  # their labels, renumbered
@@ -100,7 +106,7 @@ class TfdsImages:
         label = int(record["label"]) if self.has_labels else -1
         if self.chosen_labels is not None:
             label = int(self.chosen_labels[index])
-        return decode_image(record["image"], self.canvas), label
+        return decode_image(record["image"], self.decoding), label
 
 
 class Source:
@@ -167,7 +173,7 @@ class Source:
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of a source of {len(self)} images")
-        for num_bad in range(len(self)):
+        for num_bad in range(min(len(self), _BAD_IN_A_ROW)):
             position = (index + num_bad) % len(self)
             try:
                 image, label = self.images.read(position)
@@ -176,7 +182,12 @@ class Source:
                     raise bad_image(self.images.name(position), error) from error
             else:
                 return image, label, position, num_bad
-        raise all_bad(self.images)
+        if num_bad + 1 == len(self):
+            raise all_bad(self.images)
+        raise UserError(
+            f"{num_bad + 1} images in a row cannot be decoded, from {self.images.name(index)} on. "
+            "data.on_bad_image=skip is meant for single ones: see to the files."
+        )
 
 
 def bad_image(name: str, error: BadImageError) -> UserError:

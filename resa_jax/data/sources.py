@@ -1,36 +1,32 @@
 """Sources of images: one string names each of them everywhere."""
 
 import functools
+import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Int32, Integer
 from ml_collections import ConfigDict
 
 from resa_jax.data import check
-from resa_jax.data.decode import BadImageError, image_size, shrink
-from resa_jax.data.images import (
-    FolderImages,
-    MemoryImages,
-    Source,
-    TfdsImages,
-    all_bad,
-    bad_image,
-)
+from resa_jax.data.decode import BadImageError, Decoding, gray_peak, image_size, shrink
+from resa_jax.data.held import HELD_SIDE, in_memory, small_or_large
+from resa_jax.data.images import FolderImages, Source, TfdsImages
 from resa_jax.data.npz import NPZ_FAULTS
 from resa_jax.errors import UserError
 
 
-HELD_SIDE = 96  # Sets of images up to this long side (pixels) are held decoded in memory.
 _PROBES = 64
+_LOG = logging.getLogger("resa_jax")
 
 
 def open_source(
     name: str,
     *,
     canvas: int = 512,
+    max_pixels: int = Decoding.max_pixels,
+    gray_max: int = Decoding.gray_max,
     classes: str | None = None,
     long_tail: float | int | None = None,
     on_bad_image: str = "error",
@@ -44,6 +40,7 @@ def open_source(
     sets each image is decoded when it is asked for. For the labels of a folder see `list_folder`.
 
     Args:
+      canvas, max_pixels, gray_max: how images are decoded: `Decoding`.
       classes: a text file with one class a line (anything after the first word is ignored, as are
         blank lines and lines that start with #): only these classes stay, numbered in that order.
       long_tail: keeps the first images of each class, ever fewer from class to class, as
@@ -61,13 +58,14 @@ def open_source(
     kind, place = check.split_name(name)
     choose = functools.partial(_choose, name, classes=classes, long_tail=long_tail)
     skip = on_bad_image == "skip"
+    decoding = Decoding(canvas, max_pixels, gray_max)
     if kind == "digits":
         return _open_digits(choose)
     if kind == "npz":
         return _open_npz(place, canvas, choose)
     if kind == "folder":
-        return _open_folder(place, canvas, choose, skip)
-    return _open_tfds(*check.choose_split(place, split), canvas, choose, skip)
+        return _open_folder(place, decoding, choose, skip)
+    return _open_tfds(*check.choose_split(place, split), decoding, choose, skip)
 
 
 def open_sources(data: ConfigDict, batch_size: int) -> tuple[Source, Source | None]:
@@ -79,7 +77,8 @@ def open_sources(data: ConfigDict, batch_size: int) -> tuple[Source, Source | No
     Raises:
       UserError: as `open_source`, or when the batch exceeds the source.
     """
-    options = {"canvas": data.canvas, "classes": data.classes, "on_bad_image": data.on_bad_image}
+    names = ("canvas", "max_pixels", "gray_max", "classes", "on_bad_image")
+    options = {name: data[name] for name in names}
     source = open_source(data.source, long_tail=data.long_tail, split="train", **options)
     check.check_batch_size(batch_size, len(source), data.source)
     if data.test_source is None:
@@ -186,50 +185,54 @@ def _from_arrays(
     images = np.broadcast_to(images, (*images.shape[:3], 3))
     if max(images.shape[1:3]) > canvas:
         images = np.stack([shrink(np.ascontiguousarray(image), canvas) for image in images])
-    return _in_memory(list(images), labels, class_names)
+    return in_memory(list(images), labels, class_names)
 
 
-def _in_memory(
-    images: list[np.ndarray],
-    labels: np.ndarray | None,
-    class_names: tuple[str, ...],
-    paths: tuple[str, ...] | None = None,
-    num_bad: int = 0,
-) -> Source:
-    sizes = np.array([image.shape[:2] for image in images], np.int32)
-    canvas = int(sizes.max())
-    pixels = np.zeros((len(images), canvas, canvas, 3), np.uint8)
-    for row, image in zip(pixels, images, strict=True):
-        row[: image.shape[0], : image.shape[1]] = image
-    memory = MemoryImages(pixels, sizes, labels, paths)
-    return Source(memory, class_names=class_names, canvas=canvas, num_bad=num_bad)
-
-
-def _open_folder(root: str, canvas: int, choose: Callable, skip: bool) -> Source:
+def _open_folder(root: str, decoding: Decoding, choose: Callable, skip: bool) -> Source:
     folder = check.list_folder(root)
+    for line in folder.remarks:
+        _LOG.warning("Warning: folder:%s: %s", root, line)
     labels = None if folder.labels is None else np.array(folder.labels, np.int32)
     names, class_names = folder.names, folder.class_names
     chosen = choose(lambda: labels, class_names)
     if chosen is not None:
         indices, labels, class_names = chosen
         names = [names[index] for index in indices]
-    images = FolderImages(root, names, labels, canvas)
-    return _small_or_large(images, class_names, _probe(images), skip)
+    images = FolderImages(root, names, labels, decoding)
+    few = np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(int))
+    probes = [images.name(index) for index in few.tolist()]
+    _speak_of_gray_levels(root, probes, decoding.gray_max)
+    return small_or_large(images, class_names, _are_small(probes), skip)
 
 
-def _probe(images: FolderImages) -> bool:
-    """Whether a few images, from the whole length of the list, are all small."""
-    few = np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(int)).tolist()
+def _are_small(paths: list[str]) -> bool:
     sizes = []
-    for index in few:
+    for path in paths:
         try:
-            sizes.append(max(image_size(images.name(index))))
+            sizes.append(max(image_size(path)))
         except BadImageError:
             continue  # met again, and reported, when it is decoded
     return max(sizes, default=0) <= HELD_SIDE
 
 
-def _open_tfds(name: str, split: str, canvas: int, choose: Callable, skip: bool) -> Source:
+def _speak_of_gray_levels(root: str, paths: list[str], gray_max: int) -> None:
+    peaks = [peak for peak in map(gray_peak, paths) if peak is not None]
+    if not peaks:
+        return
+    peak = max(peaks)
+    levels = min(peak, gray_max) * 255 // gray_max + 1
+    _LOG.info(
+        "folder:%s holds gray images of more than 8 bits, with values up to %d. "
+        "config.data.gray_max=%d makes %d of 256 levels of them.%s",
+        root,
+        peak,
+        gray_max,
+        levels,
+        f" Is it {2 ** peak.bit_length() - 1}?" if levels < 128 or peak > gray_max else "",
+    )
+
+
+def _open_tfds(name: str, split: str, how: Decoding, choose: Callable, skip: bool) -> Source:
     import tensorflow_datasets as tfds  # heavy, and not every source needs it
 
     builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
@@ -238,7 +241,7 @@ def _open_tfds(name: str, split: str, canvas: int, choose: Callable, skip: bool)
         raise UserError(f"tfds:{name} has no feature 'image'; it has {', '.join(features)}.")
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     has_labels = "label" in features
-    images = TfdsImages(f"tfds:{name}, split {split}", records, canvas, has_labels)
+    images = TfdsImages(f"tfds:{name}, split {split}", records, how, has_labels)
     class_names = tuple(getattr(features["label"], "names", None) or ()) if has_labels else ()
     chosen = choose(lambda: images.labels, class_names)
     if chosen is not None:
@@ -246,52 +249,4 @@ def _open_tfds(name: str, split: str, canvas: int, choose: Callable, skip: bool)
         images.chosen, images.chosen_labels, class_names = chosen
     sides = features["image"].shape[:2]
     small = None not in sides and max(sides) <= HELD_SIDE
-    return _small_or_large(images, class_names, small, skip)
-
-
-def _small_or_large(
-    images: FolderImages | TfdsImages, class_names: tuple[str, ...], small: bool, skip: bool
-) -> Source:
-    decoded = _decode_all(images, skip) if small else None
-    if decoded is None:
-        return Source(images, class_names=class_names, canvas=images.canvas, skip_bad=skip)
-    pixels, labels, good = decoded
-    if not pixels:
-        raise all_bad(images)
-    has_labels = images.has_labels if isinstance(images, TfdsImages) else images.labels is not None
-    paths = images.paths
-    return _in_memory(
-        pixels,
-        np.array(labels, np.int32) if has_labels else None,
-        class_names,
-        paths=None if paths is None else tuple(paths[index] for index in good),
-        num_bad=len(images) - len(good),
-    )
-
-
-def _decode_all(
-    images: FolderImages | TfdsImages, skip: bool
-) -> tuple[list[np.ndarray], list[int], list[int]] | None:
-    """All images, their labels and the indices of the good ones; None where one is not small."""
-
-    def read(index: int) -> tuple[np.ndarray, int] | None:
-        try:
-            return images.read(index)
-        except BadImageError as error:
-            if skip:
-                return None
-            raise bad_image(images.name(index), error) from error
-
-    pixels, labels, good = [], [], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
-        for start in range(0, len(images), 1024):  # an error need not wait for all the others
-            chunk = range(start, min(start + 1024, len(images)))
-            for index, decoded in zip(chunk, pool.map(read, chunk), strict=True):
-                if decoded is None:
-                    continue
-                if max(decoded[0].shape) > HELD_SIDE:
-                    return None
-                pixels.append(decoded[0])
-                labels.append(decoded[1])
-                good.append(index)
-    return pixels, labels, good
+    return small_or_large(images, class_names, small, skip)

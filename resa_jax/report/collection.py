@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from sklearn.cluster import KMeans
 
-from resa_jax.data.decode import BadImageError, decode_image
+from resa_jax.data.decode import BadImageError, Decoding, decode_image
 from resa_jax.data.sources import Source
 from resa_jax.encoder import Encoder
 from resa_jax.errors import UserError
@@ -124,7 +124,7 @@ class Collection:
     def _query_image(self, query: str) -> tuple[np.ndarray, int | None]:
         if Path(query).is_file():
             try:
-                return decode_image(Path(query).read_bytes(), 512), None
+                return decode_image(Path(query).read_bytes(), Decoding()), None
             except BadImageError as error:
                 raise UserError(f"--query={query} cannot be decoded: {error}.") from error
         found = np.flatnonzero(self._arrays["indices"] == int(query))

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from resa_jax.errors import UserError
 from resa_jax.paths import AnyPath, Mirror
 from resa_jax.training.flops import peak_flops
 from resa_jax.training.memory import gibibytes
@@ -28,6 +29,7 @@ from resa_jax.workdir import METRICS, checkpoint_paths, read_records
 
 _LOG = logging.getLogger("resa_jax")
 _SHOWN_IMAGES = 8
+_BAD_IMAGES = 32  # before their share is looked at
 
 
 class WallTime:
@@ -83,7 +85,7 @@ class MetricsWriter:
         self._workdir, self._clock = workdir, clock
         self._total_steps = total_steps
         self._steps_per_epoch, self._config = steps_per_epoch, config
-        self._bad_images = 0
+        self._first_step, self._bad_images = first_step, 0
         self._held: tuple[int, Mapping[str, jax.Array]] | None = None
         self._last = first_step, clock.split()
         self._flops = flops
@@ -124,6 +126,12 @@ class MetricsWriter:
         """
         self.flush()
         self._bad_images += bad_images
+        taken = (step - self._first_step) * self._config.batch_size // jax.process_count()
+        if self._bad_images >= _BAD_IMAGES and 2 * self._bad_images > taken:
+            raise UserError(
+                f"{self._bad_images} images could not be decoded, where {taken} were needed. "
+                "data.on_bad_image=skip is meant for single ones: see to the files."
+            )
         self._held = step, metrics
 
     def flush(self) -> None:
