@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -52,12 +53,12 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
 
 def _reader_is_gone() -> bool:
     """Whether nobody reads stdout any more (`| head`); what is printed from here on is dropped."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return gone
 
 
 def _fail(message) -> int:

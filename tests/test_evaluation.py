@@ -255,6 +255,27 @@ def test_compare_features_uses_the_fixed_split():
     assert [line.split()[0] for line in text.splitlines()] == ["silhouette", "raw", "longer"]
 
 
+@pytest.mark.parametrize("spread", [0, 1e-30, 1e-5, 1e-3])
+def test_blocked_silhouette_near_collapse(spread, monkeypatch):
+    """Clusters that lie on one another, far apart from others: float32 alone is off by up to 1."""
+    monkeypatch.setattr(silhouette, "BLOCK", 64)
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 20, 500)
+    places = generator.normal(size=(5, 32))[labels % 5]
+    features = np.float32(places + spread * generator.normal(size=(500, 32)))
+    _, clusters, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    result = silhouette.blocked_silhouette_samples(features, clusters, counts)
+    expected = sklearn_silhouette_samples(features.astype(np.float64), labels)
+    if spread < 1e-20:  # (b - a) / max(a, b) of what is 0 but for rounding
+        assert np.abs(result).max() <= 1
+    else:
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+    everything_tiny = np.float32(1e-30) * features
+    assert np.isfinite(
+        silhouette.blocked_silhouette_samples(everything_tiny, clusters, counts)
+    ).all()
+
+
 @pytest.mark.slow
 def test_silhouette_benchmark(tmp_path):
     output = tmp_path / "result.json"

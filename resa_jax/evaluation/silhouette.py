@@ -21,6 +21,7 @@ from resa_jax.errors import UserError
 # Below this, scikit-learn's float64 is as fast and exact for coinciding points too.
 DENSE_ROWS = 4096
 BLOCK = 1024
+_CLOSE = 1e-3  # of squared distances, as a share of the squares that they are the difference of
 
 
 def silhouette_samples(
@@ -52,10 +53,22 @@ def silhouette_samples(
 def blocked_silhouette_samples(
     features: Num[np.ndarray, "n d"], clusters: Int[np.ndarray, " n"], counts: Int[np.ndarray, " c"]
 ) -> Float[np.ndarray, " n"]:
-    """`silhouette_samples` in float32 tiles over all local devices; counts: the clusters' sizes."""
+    """`silhouette_samples` in float32 tiles over all local devices; counts: the clusters' sizes.
+
+    Where points are so close to one another that float32 would lose their distances, as near
+    collapse, the same in float64 on the CPU.
+    """
     order = np.argsort(clusters, kind="stable")
-    sums = np.empty((len(order), len(counts)), np.float32)
-    sums[order] = _distance_sums(features[order], clusters[order])
+    # The silhouette does not change when all points move together or are scaled; about the mean the
+    # squares lose the least to rounding, and scaled none is lost.
+    centred = features[order] - features.mean(0, dtype=np.float64)
+    centred /= np.abs(centred).max() or 1
+    found, close = _distance_sums(centred.astype(np.float32), clusters[order], jax.local_devices())
+    if close > len(order):  # a few duplicates do no harm
+        with jax.enable_x64(True):
+            found, _ = _distance_sums(centred, clusters[order], jax.local_devices(backend="cpu"))
+    sums = np.empty_like(found)
+    sums[order] = found
     own = np.take_along_axis(sums, clusters[:, None], 1)[:, 0]
     alone = counts[clusters] == 1
     a = own / np.maximum(counts[clusters] - 1, 1)
@@ -65,16 +78,18 @@ def blocked_silhouette_samples(
     return np.where(alone, 0.0, (b - a) / np.maximum(np.maximum(a, b), np.finfo(np.float32).tiny))
 
 
-def _distance_sums(features: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Sum of each row's distances to each cluster, [n, c]; the rows sorted by cluster."""
-    devices = jax.local_devices()
+def _distance_sums(
+    features: Float[np.ndarray, "n d"], clusters: Int[np.ndarray, " n"], devices: list[jax.Device]
+) -> tuple[Float[np.ndarray, "n c"], float]:
+    """Sum of each row's distances to each cluster, the rows sorted by cluster.
+
+    Also how many pairs of different rows are so close that their distance is lost to rounding.
+    """
     n, num_clusters = len(features), int(clusters[-1]) + 1
     blocks = -(-n // BLOCK)
     blocks += -blocks % len(devices)
-    # Distances do not change when all points move together; about the mean the squares lose the
-    # least to rounding.
-    centred = np.zeros((blocks * BLOCK, features.shape[1]), np.float32)
-    centred[:n] = features - features.mean(0, dtype=np.float64)
+    points = np.zeros((blocks * BLOCK, features.shape[1]), features.dtype)
+    points[:n] = features
     padded = np.full(blocks * BLOCK, -1, np.int32)
     padded[:n] = clusters
     starts = clusters[np.minimum(np.arange(blocks) * BLOCK, n - 1)]
@@ -82,15 +97,15 @@ def _distance_sums(features: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     width = int((stops - starts).max()) + 1
     mesh = jax.make_mesh((len(devices),), ("rows",), devices=devices, axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):  # also inside a run, which has a mesh of its own
-        sums = _tiles(
-            jnp.asarray(centred.reshape(blocks, BLOCK, -1)),
+        sums, close = _tiles(
+            jnp.asarray(points.reshape(blocks, BLOCK, -1)),
             jnp.asarray(padded.reshape(blocks, BLOCK)),
-            jnp.asarray(starts, jnp.int32),
+            jnp.asarray(starts),
             num_clusters=num_clusters,
             width=width,
             mesh=mesh,
         )
-    return np.asarray(sums).reshape(blocks * BLOCK, -1)[:n, :num_clusters]
+    return np.asarray(sums).reshape(blocks * BLOCK, -1)[:n, :num_clusters], float(close)
 
 
 @partial(jax.jit, static_argnames=("num_clusters", "width", "mesh"))
@@ -102,13 +117,13 @@ def _tiles(
     num_clusters: int,
     width: int,
     mesh: jax.sharding.Mesh,
-) -> Float[Array, "blocks b c"]:
+) -> tuple[Float[Array, "blocks b c"], Float[Array, ""]]:
     blocks, size, _ = points.shape
     squares = jnp.square(points).sum(-1)
     # Column j of block i's indicator: is the row's cluster starts[i] + j? Padding rows (cluster -1)
     # match none.
     indicators = (clusters - starts[:, None])[:, :, None] == jnp.arange(width)
-    indicators = jnp.where(clusters[:, :, None] < 0, False, indicators).astype(jnp.float32)
+    indicators = jnp.where(clusters[:, :, None] < 0, False, indicators).astype(points.dtype)
     offsets = blocks // 2 + 1
 
     def add(sums, i, j, part):
@@ -116,24 +131,28 @@ def _tiles(
         old = jax.lax.dynamic_slice(sums, (i, 0, starts[j]), (1, size, width))
         return jax.lax.dynamic_update_slice(sums, old + part[None], (i, 0, starts[j]))
 
-    def tile(sums, pair):
+    def tile(carry, pair):
+        sums, close = carry
         i, offset = pair // offsets, pair % offsets
         j = (i + offset) % blocks
         product = jnp.matmul(points[i], points[j].T, precision=jax.lax.Precision.HIGHEST)
-        squared = jnp.maximum(squares[i][:, None] + squares[j] - 2 * product, 0)
+        scale = squares[i][:, None] + squares[j]
+        squared = jnp.maximum(scale - 2 * product, 0)
         same_point = (i == j) & jnp.eye(size, dtype=bool)
+        there = (clusters[i][:, None] >= 0) & (clusters[j] >= 0) & ~same_point
+        close += (there & (squared < _CLOSE * scale)).sum(dtype=points.dtype)
         distances = jnp.where(same_point, 0, jnp.sqrt(squared))
         sums = add(sums, i, j, distances @ indicators[j])
         # The tile's transpose serves block j; not on the diagonal, nor half way round, where j
         # visits i itself.
         once = (offset > 0) & (2 * offset != blocks)
-        return add(sums, j, i, (distances.T @ indicators[i]) * once), None
+        return (add(sums, j, i, (distances.T @ indicators[i]) * once), close), None
 
     def rows(own_blocks):
         pairs = (own_blocks[:, None] * offsets + jnp.arange(offsets)).reshape(-1)
-        empty = jnp.zeros((blocks, size, num_clusters + width), jnp.float32)
-        sums, _ = jax.lax.scan(tile, empty, pairs)
-        return jax.lax.psum(sums, "rows")
+        empty = jnp.zeros((blocks, size, num_clusters + width), points.dtype)
+        totals, _ = jax.lax.scan(tile, (empty, jnp.zeros((), points.dtype)), pairs)
+        return jax.lax.psum(totals, "rows")
 
     shared = jax.shard_map(
         rows, mesh=mesh, in_specs=PartitionSpec("rows"), out_specs=PartitionSpec(), check_vma=False
