@@ -107,9 +107,12 @@ def read_run(workdir: AnyPath) -> RunRecord:
         )
     if not records:
         raise UserError(f"{workdir / 'metrics.jsonl'} is still empty; report the run later.")
-    evaluations = {
-        path.stem: _read_result(path) for path in sorted((workdir / "evaluation").glob("*.json"))
-    }
+    evaluations = {}
+    for path in sorted((workdir / "evaluation").glob("*.json")):
+        try:
+            evaluations[path.stem] = _read_result(path)
+        except UserError as error:
+            _LOG.warning("Warning: %s It is left out.", error)
     return RunRecord(
         workdir=workdir,
         config=read_config_file(workdir / "config.json"),
@@ -119,8 +122,26 @@ def read_run(workdir: AnyPath) -> RunRecord:
     )
 
 
+def _are_scores(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_are_scores, value.values()))
+    return value is None or isinstance(value, int | float)
+
+
 def _read_result(path):
     result = read_json(path)
+    rows = result if path.stem == "baselines" else result.get("results", {})
+    step, seed = result.get("step"), result.get("seed")
+    if (
+        not isinstance(rows, dict)
+        or not all(isinstance(scores, dict) and _are_scores(scores) for scores in rows.values())
+        or not isinstance(result.get("hyperparameters", {}), dict)
+        or not isinstance(step, int | None)
+        or not isinstance(seed, int | None)
+        or not isinstance(result.get("protocol", ""), str)
+        or ("protocol" in result and not {"results", "hyperparameters", "seed"} <= result.keys())
+    ):
+        raise UserError(f"{path} is not what an evaluation writes.")
     if result.get("protocol") == "clustering":
         rows = result["results"].items()
         result["results"] = {_OLD_LAYERS.get(name, name): scores for name, scores in rows}

@@ -26,6 +26,8 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".pkl")
 
 _HALF = (np.float16, ml_dtypes.bfloat16)
 
+_MOST_TENSORS = 20_000  # of one file; large networks have a few thousand
+
 # Under this name our own files carry the encoder's description, out of the way of other readers.
 _SPEC = "resa_jax.encoder"
 
@@ -86,8 +88,17 @@ def read_tensors(path: Path) -> TensorFile:
         raise UserError(f"{path} holds no tensors by name.")
     half = [name for name, array in tensors.items() if array.dtype in _HALF]
     tensors |= {name: tensors[name].astype(np.float32) for name in half}
-    spec = None if spec is None else json.loads(spec)
-    return TensorFile(path, tensors, tuple(others), len(half), spec)
+    return TensorFile(path, tensors, tuple(others), len(half), _read_spec(path, spec))
+
+
+def _read_spec(path, text):
+    try:
+        spec = None if text is None else json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(spec, dict | None):
+        raise _damaged(path, f"its {_SPEC} is no JSON object")
+    return spec
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], spec: dict) -> None:
@@ -126,9 +137,16 @@ def _to_array(value) -> np.ndarray | None:
 def _read_safetensors(path):
     try:
         with safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            names = list(file.keys())
+            if len(names) > _MOST_TENSORS:
+                raise UserError(
+                    f"{path} holds {len(names)} tensors; no network has more than {_MOST_TENSORS}."
+                )
+            tensors = {name: file.get_tensor(name) for name in names}
             return tensors, (file.metadata() or {}).get(_SPEC)
-    except (SafetensorError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged or no .safetensors file ({error}).") from error
 
 
@@ -157,7 +175,10 @@ def _read_torch(path):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles plain values and NumPy arrays, and refuses anything that a pickle could call."""
+    """Unpickles plain values and NumPy arrays, and refuses anything else that a pickle could call.
+
+    What makes arrays takes no more memory than the file has bytes for them.
+    """
 
     _ALLOWED = frozenset(
         {
@@ -177,11 +198,47 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in self._ALLOWED:
             raise _Refused(f"{module}.{name}")
-        return super().find_class(module, name)
+        return _BOUNDED.get((module, name)) or super().find_class(module, name)
 
 
 class _Refused(Exception):
     pass
+
+
+class _BoundedArray(np.ndarray):
+    """`numpy.ndarray` that must be given the bytes that it holds."""
+
+    def __new__(cls, shape, dtype=float, buffer=None, *arguments):
+        if buffer is None or np.dtype(dtype).hasobject:
+            raise _Refused("numpy.ndarray without its values")
+        return np.ndarray(shape, dtype, buffer, *arguments)
+
+
+def _bounded_bytearray(*values):
+    if values and not isinstance(values[0], bytes | str):
+        raise _Refused(f"bytearray({values[0]!r})")
+    return bytearray(*values)
+
+
+def _bounded_encode(text, encoding="utf-8", *rest):
+    if encoding not in ("latin1", "utf-8", "ascii"):
+        raise _Refused(f"_codecs.encode with {encoding}")
+    return text.encode(encoding, *rest)
+
+
+def _reconstruct(kind, shape, dtype):
+    if tuple(shape) != (0,):
+        raise _Refused("a NumPy array without its values")
+    return np.ndarray((0,), dtype)  # __setstate__ brings the rest, with its bytes
+
+
+_BOUNDED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _BoundedArray,
+    ("builtins", "bytearray"): _bounded_bytearray,
+    ("_codecs", "encode"): _bounded_encode,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+}
 
 
 def _read_pickle(path):
