@@ -20,6 +20,7 @@ from resa_jax.fields import (
     not_negative,
     positive,
 )
+from resa_jax.models.names import ENCODERS
 
 
 _METHODS = Path(__file__).parent / "methods"
@@ -74,7 +75,11 @@ class Optimizer:
 class Encoder:
     """The encoder."""
 
-    name: str = field("resnet18", NOT_EMPTY, "architecture; it decides stem and initialisation")
+    name: str = field(
+        "resnet18",
+        Rule(f"one of {', '.join(ENCODERS)}", ENCODERS.__contains__),
+        "architecture; it decides stem and initialisation",
+    )
     image_size: int = field(224, positive(8192), "side in pixels")
     patch_size: int | None = field(None, positive(8192), "of a ViT; none: by the name")
     width: int | None = field(

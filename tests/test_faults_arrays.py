@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resa_jax import UserError
 from resa_jax.data.check import check_source, read_classes
@@ -117,7 +118,40 @@ def test_labels_beyond_the_names_of_the_classes_are_refused(tmp_path):
 def test_class_lists_of_other_encodings(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_bytes("\ufeffcafé\ntea\n".encode())
-    assert read_classes(str(path)) == ["café", "tea"]
+    assert read_classes(str(path), ()) == ["café", "tea"]
     path.write_bytes("café\ntea\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"classes\.txt is not in UTF-8"):
-        read_classes(str(path))
+        read_classes(str(path), ())
+
+
+def test_classes_with_spaces_in_their_names(tmp_path):
+    """A line that is a class names it; of other lines the first word counts (n01440764 tench)."""
+    for name in ("golden retriever", "tench", "cat"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "0.png")
+    (tmp_path / "classes.txt").write_text("golden retriever\ntench, Tinca tinca\ncat a pet\n")
+    (tmp_path / "wrong.txt").write_text("golden\n")
+    with pytest.raises(UserError, match="no class 'tench,'"):
+        open_source(f"folder:{tmp_path / 'images'}", classes=str(tmp_path / "classes.txt"))
+    (tmp_path / "classes.txt").write_text("golden retriever\ntench Tinca tinca\n")
+    source = open_source(f"folder:{tmp_path / 'images'}", classes=str(tmp_path / "classes.txt"))
+    assert source.class_names == ("golden retriever", "tench") and len(source) == 2
+    with pytest.raises(UserError, match="no class 'golden'"):
+        check_source(f"folder:{tmp_path / 'images'}", classes=str(tmp_path / "wrong.txt"))
+
+
+def test_an_archive_that_inflates_beyond_the_memory_is_refused(tmp_path):
+    """From its header alone, which says 2**40 images."""
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776, 8, 8), }"
+    header += b" " * (63 - (10 + len(header)) % 64) + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+        archive.writestr("images.npy", start + header)
+    with pytest.raises(UserError, match=r"take 196608\.0 GiB, and are held in memory"):
+        check_source(f"npz:{tmp_path / 'a.npz'}")
+
+
+def test_what_else_an_archive_holds_is_not_read(tmp_path):
+    images = np.zeros((4, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, more=np.array([object()], object))
+    assert len(open_source(f"npz:{tmp_path / 'a.npz'}")) == 4

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from resa_jax import UserError
-from resa_jax.data.check import check_source, list_folder
+from resa_jax.data.check import check_source
 from resa_jax.data.decode import BadImageError, Decoding, decode_image
+from resa_jax.data.folder import list_folder
 from resa_jax.data.sources import open_source
 
 

@@ -10,12 +10,14 @@ import torch_layouts
 from flax import nnx
 
 from resa_jax.errors import UserError
-from resa_jax.models.encoders import ENCODERS, create_encoder
+from resa_jax.models import encoders
+from resa_jax.models.encoders import create_encoder
 from resa_jax.models.heads import HEADS
 from resa_jax.models.layers import BatchNorm, Frozen, call_block
-from resa_jax.models.resnet import BasicBlock, Bottleneck
+from resa_jax.models.names import ENCODERS
+from resa_jax.models.resnet import RESNETS, BasicBlock, Bottleneck
 from resa_jax.models.spec import EncoderSpec
-from resa_jax.models.vit import Block, bicubic_matrix, resize_positions, sincos_table
+from resa_jax.models.vit import VITS, Block, bicubic_matrix, resize_positions, sincos_table
 from resa_jax.weights.names import encoder_slots, predictor_slots, projector_slots
 
 
@@ -659,3 +661,7 @@ def test_initialisers_equal_pytorchs_distributions():
     assert np.std(kernel["layer2_0/conv1/kernel"]) == pytest.approx(
         conv.weight.std().item(), rel=0.02
     )
+
+
+def test_the_names_of_the_encoders_are_those_that_are_built():
+    assert set(ENCODERS) == {*encoders._SMALL_STEMS, *RESNETS, *VITS}

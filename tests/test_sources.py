@@ -21,8 +21,9 @@ from data_samples import (
 from PIL import Image, ImageOps, features
 from sklearn.datasets import load_digits
 
-from resa_jax.data.check import check_source, list_folder, long_tail_sizes
+from resa_jax.data.check import check_source, long_tail_sizes
 from resa_jax.data.decode import BadImageError, Decoding, decode_image
+from resa_jax.data.folder import list_folder
 from resa_jax.data.pipeline import batches
 from resa_jax.data.sources import open_source
 from resa_jax.errors import UserError

@@ -1,6 +1,7 @@
 """The headers of npz files, read without NumPy, and what reading such a file can raise."""
 
 import ast
+import math
 import os
 import struct
 import tokenize
@@ -63,7 +64,19 @@ def npz_shapes(path: str) -> dict[str, tuple[int, ...]]:
                 f"npz:{path}: `labels` must be integers of shape {shape[:1]}, one for each image; "
                 f"it is {dtype!r} of shape {labels_shape}."
             )
+    _refuse_too_large(path, shape)
     return {name: header[1] for name, header in headers.items()}
+
+
+def _refuse_too_large(path: str, shape: tuple[int, ...]) -> None:
+    """A small archive may inflate to more than the machine can hold."""
+    needed = math.prod(shape[:3]) * 3
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory // 2:
+        raise UserError(
+            f"npz:{path}: `images` of shape {shape} take {needed / 2**30:.1f} GiB, and are held in "
+            f"memory, of which this machine has {memory / 2**30:.1f} GiB. Keep them in a folder."
+        )
 
 
 def _npy_header(archive: zipfile.ZipFile, member: str) -> tuple[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from resa_jax.data import check
 from resa_jax.data.decode import BadImageError, Decoding, gray_peak, image_size, shrink
+from resa_jax.data.folder import list_folder
 from resa_jax.data.held import HELD_SIDE, in_memory, small_or_large
 from resa_jax.data.images import FolderImages, Source, TfdsImages
 from resa_jax.data.npz import NPZ_FAULTS
@@ -101,7 +102,7 @@ def _choose(
     if old is None:
         raise UserError(f"{source} has no labels, so classes cannot be chosen from it.")
     numbers = {name: label for label, name in enumerate(class_names)}
-    names = class_names if classes is None else tuple(check.read_classes(classes))
+    names = class_names if classes is None else tuple(check.read_classes(classes, numbers))
     check.refuse_missing_classes(source, names, numbers)
     members = [np.flatnonzero(old == numbers[name]) for name in names]
     if long_tail is not None:
@@ -123,18 +124,21 @@ def _open_digits(choose: Callable) -> Source:
 
 
 def _open_npz(path: str, canvas: int, choose: Callable) -> Source:
-    arrays = read_npz(path, f"npz:{path}")
+    arrays = read_npz(path, f"npz:{path}", ("images", "labels"))
     labels, class_names = None, tuple[str, ...]()
     if "labels" in arrays:
         labels, class_names = number_classes(arrays["labels"].reshape(-1), f"npz:{path}: `labels`")
     return _from_arrays(arrays["images"], labels, class_names, canvas, choose)
 
 
-def read_npz(path: str | os.PathLike, name: str) -> dict[str, np.ndarray]:
-    """All arrays of an npz file; nothing pickled is loaded.
+def read_npz(
+    path: str | os.PathLike, name: str, only: tuple[str, ...] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; nothing pickled is loaded.
 
     Args:
       name: how messages call the file.
+      only: the arrays to read, of those that there are; None: all.
 
     Raises:
       UserError: the file is damaged, or of another kind.
@@ -142,7 +146,10 @@ def read_npz(path: str | os.PathLike, name: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else None
+            arrays = None
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                wanted = [key for key in loaded.files if only is None or key in only]
+                arrays = {key: loaded[key] for key in wanted}
     except NPZ_FAULTS as error:
         raise UserError(f"{name} cannot be read as an npz file: {error}.") from error
     if arrays is None:
@@ -189,7 +196,7 @@ def _from_arrays(
 
 
 def _open_folder(root: str, decoding: Decoding, choose: Callable, skip: bool) -> Source:
-    folder = check.list_folder(root)
+    folder = list_folder(root)
     for line in folder.remarks:
         _LOG.warning("Warning: folder:%s: %s", root, line)
     labels = None if folder.labels is None else np.array(folder.labels, np.int32)

@@ -5,14 +5,13 @@ import difflib
 from flax import nnx
 
 from resa_jax.errors import UserError
-from resa_jax.models.resnet import RESNETS, ResNet
+from resa_jax.models.names import ENCODERS
+from resa_jax.models.resnet import ResNet
 from resa_jax.models.vit import VITS, ViT, ViTSize
 
 
 # The authors' stem for CIFAR, and a true 3x3 stem for small images.
 _SMALL_STEMS = {"resnet18_cifar": "cifar", "resnet18_small": "small"}
-
-ENCODERS = (*_SMALL_STEMS, *RESNETS, *VITS)
 
 
 def create_encoder(

@@ -1,5 +1,6 @@
 """The compiled programs of a run: initial state, views, train step."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from resa_jax.training.networks import Networks, create_networks, init_networks
 from resa_jax.training.optimizer import create_optimizer
 from resa_jax.training.schedule import warmup_cosine
 from resa_jax.training.step import TrainState, create_train_state, make_train_step
+
+
+_LOG = logging.getLogger("resa_jax")
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,20 @@ def create_step(
     """A recipe's pure functions `init() -> state` and `train_step(state, views)`, and networks."""
     method = create_method(config.method)
     networks = create_networks(config, method)
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if warmup_steps > total_steps:
+        _LOG.warning(
+            "Warning: the warm-up takes %d steps (config.warmup_epochs=%g), and the run ends after "
+            "%d: it never reaches its learning rate.",
+            warmup_steps,
+            config.warmup_epochs,
+            total_steps,
+        )
     learning_rate = warmup_cosine(
         config.base_lr * config.batch_size / 256,
         config.final_lr,
         total_steps,
-        warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+        warmup_steps=warmup_steps,
     )
     optimizer = create_optimizer(
         config.optimizer.name, learning_rate, config.weight_decay, networks.frozen
