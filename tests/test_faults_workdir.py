@@ -12,7 +12,8 @@ import pytest
 from resa_jax import UserError
 from resa_jax.config import load_config, read_config_file, to_json
 from resa_jax.report.run_record import read_run
-from resa_jax.training.metrics import MetricsWriter, WallTime, last_metrics
+from resa_jax.training.metrics import MetricsWriter, last_metrics
+from resa_jax.training.wall_time import WallTime
 from resa_jax.workdir import claim_workdir, locked, read_records
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import logging
+import math
 import struct
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from resa_jax.config import load_config
 from resa_jax.sharding import batch_sharding, create_mesh
-from resa_jax.training.metrics import MetricsWriter, WallTime
+from resa_jax.training.metrics import MetricsWriter
+from resa_jax.training.wall_time import WallTime
 
 
 ROOT = Path(__file__).parents[1]
@@ -59,3 +62,26 @@ def test_a_step_stands_once(tmp_path, first_step, kept):
         pass
     left = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in left] == kept
+
+
+@pytest.mark.parametrize(
+    ("std", "rank", "epoch", "said"),
+    [
+        (0.12, 9, 1, 0),
+        (1e-4, 1.2, 1, 1),
+        (0.1, 1.1, 1, 1),
+        (1e-4, 1.2, 0.2, 0),
+        (math.nan, 9, 1, 0),
+    ],
+)
+def test_collapse_is_said_once(tmp_path, caplog, std, rank, epoch, said):
+    config = load_config(str(ROOT / "configs" / "digits.py:smoke"), [])
+    logging.getLogger("resa_jax").propagate = True
+    record = {"loss": 1.0, "images_per_second": 1.0, "embedding_std": std, "effective_rank": rank}
+    with (
+        caplog.at_level(logging.INFO, "resa_jax"),
+        MetricsWriter(tmp_path, config, WallTime(), 0, 100, 10, flops=1e6) as writer,
+    ):
+        writer.write(round(10 * epoch), record)
+        writer.write(round(10 * epoch) + 1, record)
+    assert caplog.text.count("the embeddings have collapsed") == said

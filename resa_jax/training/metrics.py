@@ -5,10 +5,7 @@ import logging
 import math
 import shutil
 import sys
-import time
-from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import contextmanager
 from typing import SupportsFloat
 
 import jax
@@ -24,42 +21,15 @@ from resa_jax.errors import UserError
 from resa_jax.paths import AnyPath, Mirror
 from resa_jax.training.flops import peak_flops
 from resa_jax.training.memory import gibibytes
+from resa_jax.training.wall_time import WallTime
 from resa_jax.workdir import METRICS, checkpoint_paths, read_records
 
 
 _LOG = logging.getLogger("resa_jax")
 _SHOWN_IMAGES = 8
+# Healthy batches have 1 / sqrt(d), 0.01 or more, and ranks above 5; few images have no rank at all.
+_COLLAPSED_STD, _COLLAPSED_RANK, _WATCHED_BATCH = 2e-3, 1.5, 8
 _BAD_IMAGES = 32  # before their share is looked at
-
-
-class WallTime:
-    """Splits the time since the run began: compile, data wait, evaluation, checkpoint, and step.
-
-    Steps run while the host goes on, so theirs is the time that is left.
-    """
-
-    def __init__(self):
-        self._start = time.perf_counter()
-        self._spent = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, part: str):
-        """Books the body's time on `part`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._spent[part] += time.perf_counter() - start
-
-    def split(self) -> dict[str, float]:
-        """Seconds so far, by part."""
-        names = ("compile", "data_wait", "evaluation", "checkpoint")
-        parts = {name: self._spent[name] for name in names}
-        return parts | {"step": time.perf_counter() - self._start - sum(parts.values())}
-
-    def record(self) -> dict[str, float]:
-        """`split` as a record, `seconds/...`."""
-        return {f"seconds/{part}": seconds for part, seconds in self.split().items()}
 
 
 class MetricsWriter:
@@ -85,7 +55,7 @@ class MetricsWriter:
         self._workdir, self._clock = workdir, clock
         self._total_steps = total_steps
         self._steps_per_epoch, self._config = steps_per_epoch, config
-        self._first_step, self._bad_images = first_step, 0
+        self._first_step, self._bad_images, self._collapsed = first_step, 0, False
         self._held: tuple[int, Mapping[str, jax.Array]] | None = None
         self._last = first_step, clock.split()
         self._flops = flops
@@ -145,8 +115,10 @@ class MetricsWriter:
         (step, metrics), self._held = self._held, None
         loss = float(metrics["loss"])
         if not math.isfinite(loss):
+            others = [n for n, x in metrics.items() if n != "loss" and not np.isfinite(float(x))]
+            also = f", as are {', '.join(sorted(others))}" if others else ""
             raise FloatingPointError(
-                f"The loss of step {step} is {loss}; {_last_checkpoint(self._workdir)}."
+                f"The loss of step {step} is {loss}{also}; {_last_checkpoint(self._workdir)}."
             )
         if self._active:
             self._bar.update(step - self._bar.n)
@@ -176,6 +148,7 @@ class MetricsWriter:
             self._tensorboard.add_scalar(name, value, step)
         if "loss" in record:
             self._report(step, epoch, record)
+            self._watch(step, epoch, record)
         else:
             # The hidden layers' scores are for the report.
             shown = {k: v for k, v in record.items() if not k.startswith(("eval/p0", "eval/p1"))}
@@ -211,6 +184,20 @@ class MetricsWriter:
             "tflops_per_device": flops / 1e12,
         }
         return record if self._peak is None else record | {"mfu_percent": 100 * flops / self._peak}
+
+    def _watch(self, step, epoch, record):
+        """Says once that the embeddings of a batch are all the same, or lie on a line."""
+        if self._collapsed or epoch < 0.5 or self._config.batch_size < _WATCHED_BATCH:
+            return
+        std, rank = record.get("embedding_std", 1.0), record.get("effective_rank", math.inf)
+        self._collapsed = std < _COLLAPSED_STD or rank < _COLLAPSED_RANK
+        if self._collapsed:
+            self.say(
+                f"Warning: at step {step} the embeddings have collapsed: embedding_std is "
+                f"{std:.2g}, effective_rank {rank:.2g} (1 / sqrt(dimensions), and more than a few, "
+                "where they have not). Look at the images as views/0 in TensorBoard, and at the "
+                f"learning rate; {_last_checkpoint(self._workdir)}."
+            )
 
     def _report(self, step, epoch, record):
         rate = record["images_per_second"]
