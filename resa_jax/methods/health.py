@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
 def spread(
-    embeddings: Float[Array, "m d"], dtype: jnp.dtype = jnp.float32
+    embeddings: Float[Array, "m d"], dtype: DTypeLike = jnp.float32
 ) -> dict[str, Float[Array, ""]]:
     """How a batch of embeddings spreads over the sphere, as scalars without gradient.
 
