@@ -273,6 +273,20 @@ def test_sigterm_stops_all_and_the_same_number_resumes_bitwise(images, unbroken,
 
 
 @pytest.mark.slow
+def test_both_pass_over_a_damaged_checkpoint(images, unbroken, stopped, tmp_path):
+    workdir, step = copy(stopped, tmp_path)
+    parts = (workdir / "checkpoints" / str(step)).rglob("ocdbt.process_*/d/*")
+    largest = max(parts, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with Run(workdir, 2, 1, **VIT, **source(images, STEPS)) as run:
+        outputs = run.finish()
+    assert f"checkpoints/{step} is damaged" in outputs[0]
+    assert (workdir / "checkpoints" / f"damaged-{step}").is_dir()
+    assert_same(state(workdir), state(unbroken))
+    assert losses(workdir) == losses(unbroken)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 4])
 def test_another_number_of_processes_continues_the_stream(
     images, unbroken, stopped, tmp_path, num_processes
