@@ -10,7 +10,7 @@ import torch_layouts
 from flax import nnx
 
 from resa_jax.errors import UserError
-from resa_jax.models import encoders
+from resa_jax.models import encoders, layers
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.heads import HEADS
 from resa_jax.models.layers import BatchNorm, Frozen, call_block
@@ -665,3 +665,20 @@ def test_initialisers_equal_pytorchs_distributions():
 
 def test_the_names_of_the_encoders_are_those_that_are_built():
     assert set(ENCODERS) == {*encoders._SMALL_STEMS, *RESNETS, *VITS}
+
+
+@pytest.mark.parametrize(
+    "dtype, error", [("float64", 1e-15), ("float32", 1e-6), ("bfloat16", 0.02)]
+)
+def test_gelu_and_its_derivative(dtype, error):
+    """Against the normal distribution of the standard library; the tails too."""
+    with jax.enable_x64(True):
+        x = jnp.linspace(-8, 8, 401).astype(dtype)
+        exact = [float(value) for value in x]
+        below = [math.erfc(-value / math.sqrt(2)) / 2 for value in exact]
+        density = [math.exp(-(value**2) / 2) / math.sqrt(2 * math.pi) for value in exact]
+        values, slopes = jax.vmap(jax.value_and_grad(layers.gelu))(x)
+        expected = np.array([[v * p, p + v * d] for v, p, d in zip(exact, below, density)])
+        assert values.dtype == slopes.dtype == x.dtype
+        for found, wanted in ((values, expected[:, 0]), (slopes, expected[:, 1])):
+            np.testing.assert_allclose(np.asarray(found, float), wanted, rtol=error, atol=error)

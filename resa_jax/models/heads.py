@@ -5,11 +5,10 @@ the paper's text in a last BatchNorm without affine parameters on the ConvNets' 
 first LayerNorm on the ViTs' predictor.
 """
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from resa_jax.models.layers import BatchNorm, torch_linear, xavier_linear
+from resa_jax.models.layers import BatchNorm, gelu, torch_linear, xavier_linear
 
 
 class ConvNetProjector(nnx.Module):
@@ -107,11 +106,6 @@ class ViTPredictor(nnx.Module):
 
     def __call__(self, x: Float[Array, "n e"], *, train: bool) -> Float[Array, "n e"]:
         return self.linear2(gelu(self.linear1(self.norm(x))))
-
-
-def gelu(x: Array) -> Array:
-    """The exact GELU; Flax's default is the tanh approximation."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 # Projector and predictor behind each family of encoders.

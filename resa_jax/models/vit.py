@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from resa_jax.errors import UserError
-from resa_jax.models.layers import PRODUCTS, Frozen, call_block, uniform, xavier_linear
+from resa_jax.models.layers import PRODUCTS, Frozen, call_block, gelu, uniform, xavier_linear
 from resa_jax.models.stems import ConvStem, PatchEmbed
 
 
@@ -149,7 +149,7 @@ class MLP(nnx.Module):
         self.fc2 = xavier_linear(4 * width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
-        return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nnx.Module):
