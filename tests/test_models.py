@@ -678,7 +678,8 @@ def test_gelu_and_its_derivative(dtype, error):
         below = [math.erfc(-value / math.sqrt(2)) / 2 for value in exact]
         density = [math.exp(-(value**2) / 2) / math.sqrt(2 * math.pi) for value in exact]
         values, slopes = jax.vmap(jax.value_and_grad(layers.gelu))(x)
-        expected = np.array([[v * p, p + v * d] for v, p, d in zip(exact, below, density)])
+        rows = zip(exact, below, density, strict=True)
+        expected = np.array([[v * p, p + v * d] for v, p, d in rows])
         assert values.dtype == slopes.dtype == x.dtype
         for found, wanted in ((values, expected[:, 0]), (slopes, expected[:, 1])):
             np.testing.assert_allclose(np.asarray(found, float), wanted, rtol=error, atol=error)
