@@ -109,7 +109,8 @@ def _refuse_wrong_kinds(workdir):
         (_FOLDERS, lambda path: path.is_dir(), "folder"),
     ):
         for path in (workdir / name for name in names):
-            if (path.exists() or path.is_symlink()) and not is_kind(path):
+            there = path.exists() or (not is_remote(path) and path.is_symlink())
+            if there and not is_kind(path):
                 raise UserError(
                     f"{path} is no {kind}, where a run keeps one. Move it away, or give another "
                     "--workdir."
