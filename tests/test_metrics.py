@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from resa_jax import UserError
 from resa_jax.config import load_config
 from resa_jax.sharding import batch_sharding, create_mesh
 from resa_jax.training.metrics import MetricsWriter
@@ -85,3 +86,14 @@ def test_collapse_is_said_once(tmp_path, caplog, std, rank, epoch, said):
         writer.write(round(10 * epoch), record)
         writer.write(round(10 * epoch) + 1, record)
     assert caplog.text.count("the embeddings have collapsed") == said
+
+
+def test_a_run_on_mostly_bad_images_stops(tmp_path):
+    """Once there are 32 of them, so that a first batch of bad luck does not count."""
+    config = load_config(str(ROOT / "configs" / "digits.py:smoke"), ["data.on_bad_image=skip"])
+    with MetricsWriter(tmp_path, config, WallTime(), 0, 100, 10, flops=1e6) as writer:
+        metrics = {"loss": np.float32(1)}
+        for step in range(1, 7):
+            writer.hold(step, metrics, bad_images=5)  # of 8
+        with pytest.raises(UserError, match="35 images could not be decoded, where 56 were"):
+            writer.hold(7, metrics, bad_images=5)
