@@ -92,7 +92,7 @@ def test_a_run_on_mostly_bad_images_stops(tmp_path):
     """Once there are 32 of them, so that a first batch of bad luck does not count."""
     config = load_config(str(ROOT / "configs" / "digits.py:smoke"), ["data.on_bad_image=skip"])
     with MetricsWriter(tmp_path, config, WallTime(), 0, 100, 10, flops=1e6) as writer:
-        metrics = {"loss": np.float32(1)}
+        metrics = {"loss": jax.numpy.ones(()), "images_per_second": jax.numpy.ones(())}
         for step in range(1, 7):
             writer.hold(step, metrics, bad_images=5)  # of 8
         with pytest.raises(UserError, match="35 images could not be decoded, where 56 were"):
