@@ -8,6 +8,7 @@ classes, `class_names`; it is what `evaluate --features` reads.
 number: a printed table, FILE.neighbours.csv and FILE.neighbours.png.
 --groups=K also sorts the images into K groups by k-means: FILE.groups.csv and FILE.groups.png.
 Neighbours and groups go by the direction of the encodings (cosine).
+Started on every host of a slice or cluster, as `resa_jax.main` is, the processes share the work.
 """
 
 import os
@@ -17,7 +18,8 @@ from absl import flags
 from resa_jax.cli import run
 from resa_jax.data.check import check_source
 from resa_jax.errors import UserError
-from resa_jax.paths import as_path, local_output
+from resa_jax.paths import AnyPath, as_path, local_output
+from resa_jax.processes import cluster
 
 
 _ENCODER = flags.DEFINE_string(
@@ -40,6 +42,7 @@ _GROUPS = flags.DEFINE_integer("groups", None, "Number of groups.", lower_bound=
 _SEED = flags.DEFINE_integer("seed", 0, "Of k-means.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1)
 _ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "Undecodable images.")
+_find_processes = cluster.define_flags()
 
 
 def main(arguments: list[str]) -> None:
@@ -59,20 +62,36 @@ def main(arguments: list[str]) -> None:
     if count is not None and _GROUPS.value is not None and _GROUPS.value > count:
         raise UserError(f"--groups={_GROUPS.value} is more than the {count} images of the source.")
 
+    processes = _find_processes()
+
+    from resa_jax.processes.distributed import joined_processes
+
+    with joined_processes(processes):
+        _embed(output)
+
+
+def _embed(output: AnyPath) -> None:
+    import jax
+
     from resa_jax.data.sources import open_source
     from resa_jax.encoder import load_encoder
     from resa_jax.evaluation.features import extract
     from resa_jax.evaluation.preprocessing import Preprocessing
+    from resa_jax.processes.agreement import check_alike
     from resa_jax.report import collection
 
     source = open_source(_SOURCE.value, split=_SPLIT.value, on_bad_image=_ON_BAD_IMAGE.value)
     encoder = load_encoder(
         _ENCODER.value, _ARCH.value, _NETWORK.value, projector=bool(_LAYERS.value)
     )
+    facts = {f"--{flag.name}": repr(flag.value) for flag in (_LAYERS, _BATCH, _ON_BAD_IMAGE)}
+    check_alike(facts | {"the encoder": encoder.fingerprint()}, {"--source": source})
     preprocessing = Preprocessing.of(encoder.spec)
     layers = ("encoding", *_LAYERS.value)
     batch_size = min(_BATCH.value, len(source))
     arrays = extract(encoder, source, _SOURCE.value, preprocessing, layers, batch_size=batch_size)
+    if jax.process_index() > 0:
+        return
     images = collection.Collection(source, _SOURCE.value, arrays)
     output.parent.mkdir(parents=True, exist_ok=True)
     with local_output(output) as local:

@@ -7,6 +7,7 @@ NAME is one protocol or several with commas between; `resa_jax/evaluation/protoc
 with all their numbers. Prints a table and writes a JSON file for each protocol: --output, or
 WORKDIR/evaluation/NAME.json where the encoder belongs to a run. Without a test source one sample in
 five of the source is held out, by a fixed split; a `tfds:` source brings its own test split.
+Started on every host of a slice or cluster, as `resa_jax.main` is, the processes share the work.
 """
 
 import json
@@ -22,6 +23,7 @@ from resa_jax.data.check import check_source
 from resa_jax.errors import UserError
 from resa_jax.evaluation.protocols import ON_FEATURES, create_protocol
 from resa_jax.paths import AnyPath, as_path, write_whole
+from resa_jax.processes import cluster
 
 
 _ENCODER = flags.DEFINE_string(
@@ -45,6 +47,7 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images; defa
 _RESIZE = flags.DEFINE_integer("resize", None, "Short side before the centre crop.")
 _BATCH = flags.DEFINE_integer("extract_batch", 256, "Images at a time through the encoder.")
 _ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "Undecodable images.")
+_find_processes = cluster.define_flags()
 
 # What a protocol takes from the command line; None leaves its own value.
 _FIELDS = {
@@ -75,6 +78,17 @@ def main(arguments: list[str]) -> None:
     else:
         _check_features(protocols)
 
+    processes = _find_processes()
+
+    from resa_jax.processes.distributed import joined_processes
+
+    with joined_processes(processes):
+        _evaluate(protocols)
+
+
+def _evaluate(protocols):
+    import jax
+
     from resa_jax.evaluation import command
     from resa_jax.report.tables import format_result
 
@@ -86,6 +100,8 @@ def main(arguments: list[str]) -> None:
     else:
         results = command.evaluate_encoders(protocols, _request(command))
     for result, default in results:
+        if jax.process_index() > 0:
+            continue
         path = _path(_OUTPUT.value) or default
         print(f"\n{format_result(result)}", flush=True)
         if path is not None:

@@ -6,8 +6,6 @@ The processes of a Cloud TPU slice, of srun, Open MPI or an indexed Kubernetes j
 elsewhere each gets --coordinator_address, --num_processes and --process_id.
 """
 
-import os
-
 from absl import flags
 
 from resa_jax.cli import run
@@ -15,7 +13,7 @@ from resa_jax.config import load_config
 from resa_jax.data.check import check_batch_size, check_source
 from resa_jax.errors import UserError
 from resa_jax.paths import as_path
-from resa_jax.training.cluster import find_processes
+from resa_jax.processes import cluster
 from resa_jax.workdir import claim_workdir
 
 
@@ -23,11 +21,7 @@ _CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:VARIAN
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; the same folder again resumes it.", required=True
 )
-_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Processes of the run; 1 ignores the cluster's environment."
-)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_find_processes = cluster.define_flags()
 
 
 def main(arguments: list[str]) -> None:
@@ -42,12 +36,10 @@ def main(arguments: list[str]) -> None:
     if config.init_from is not None and not as_path(config.init_from, "config.init_from=").exists():
         raise UserError(f"config.init_from={config.init_from}: there is no such file or folder.")
     claim_workdir(_WORKDIR.value, config, write=False)
-    processes = find_processes(
-        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
-    )
+    processes = _find_processes()
 
+    from resa_jax.processes.distributed import joined_processes
     from resa_jax.training.disk import disk_faults_explained
-    from resa_jax.training.distributed import joined_processes
     from resa_jax.training.loop import train
     from resa_jax.training.memory import out_of_memory_explained
 

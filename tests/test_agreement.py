@@ -19,7 +19,7 @@ from resa_jax.config import load_config
 from resa_jax.data.decode import Decoding
 from resa_jax.data.images import FolderImages, MemoryImages, Source
 from resa_jax.errors import UserError
-from resa_jax.training import agreement
+from resa_jax.processes import agreement
 
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ class Together:
 
 def test_like_processes_go_on(monkeypatch):
     together = Together(3, monkeypatch)
-    process = (recipe(), "runs/a", {"data.source": folder()})
+    process = (recipe(), "runs/a", {"config.data.source": folder()})
     assert together(process, process, process) == [None] * 3
 
 
@@ -92,9 +92,9 @@ def test_like_processes_go_on(monkeypatch):
 )
 def test_what_differs_is_named(monkeypatch, override, workdir, source, sentence):
     together = Together(2, monkeypatch)
-    first = (recipe("base_lr=0.5"), "a", {"data.source": folder()})
+    first = (recipe("base_lr=0.5"), "a", {"config.data.source": folder()})
     config = recipe("base_lr=0.5", override)
-    said = together(first, (config, workdir, {"data.source": source}))
+    said = together(first, (config, workdir, {"config.data.source": source}))
     assert said[0] == said[1] and said[0] is not None
     assert re.search(sentence, said[0]), said[0]
 
@@ -103,8 +103,8 @@ def test_what_differs_is_named(monkeypatch, override, workdir, source, sentence)
 def test_the_first_file_that_differs_is_named(monkeypatch, missing):
     together = Together(3, monkeypatch)
     fewer = NAMES[:missing] + NAMES[missing + 1 :]
-    like = (recipe(), "a", {"data.source": folder()})
-    said = together(like, like, (recipe(), "a", {"data.source": folder(fewer)}))
+    like = (recipe(), "a", {"config.data.source": folder()})
+    said = together(like, like, (recipe(), "a", {"config.data.source": folder(fewer)}))
     there = f"images/{fewer[missing]}" if missing < len(fewer) else "missing"
     assert len(set(said)) == 1
     assert f"image {missing} of config.data.source (of 37 and 36)" in said[0]
@@ -115,7 +115,7 @@ def test_images_in_memory_are_compared_by_their_paths(monkeypatch):
     def source(paths):
         pixels = np.zeros((2, 8, 8, 3), np.uint8)
         images = MemoryImages(pixels, np.full((2, 2), 8, np.int32), None, paths)
-        return {"data.source": Source(images, class_names=(), canvas=8)}
+        return {"config.data.source": Source(images, class_names=(), canvas=8)}
 
     together = Together(2, monkeypatch)
     said = together(
@@ -133,7 +133,7 @@ def test_versions_and_code_are_compared(monkeypatch):
         return "0.0.1" if other else real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    process = (recipe(), "a", {"data.source": folder()})
+    process = (recipe(), "a", {"config.data.source": folder()})
     said = together(process, process)
     assert f"the version of optax is {real('optax')} on process 0 and 0.0.1 on" in said[0]
     monkeypatch.undo()
@@ -145,14 +145,27 @@ def test_versions_and_code_are_compared(monkeypatch):
     )
 
 
+OTHERS = {
+    "base_lr": ("--config.base_lr=0.25", "config.base_lr is 0.5 on process 0"),
+    "sharding": ("--config.sharding=fsdp", "config.sharding is 'dp' on process 0 and 'fsdp' on"),
+    "period": ("--config.eval.every_epochs=7", "config.eval.every_epochs is"),
+    "file": (None, "image 0 of config.data.source (of 40 and 39) is"),
+    "version": (None, "the version of optax is"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("differs", ["base_lr", "file"])
+@pytest.mark.parametrize("differs", OTHERS)
 def test_real_processes_end_soon(tmp_path, differs):
+    override, sentence = OTHERS[differs]
     here = small_images(tmp_path / "0", per_class=4)
     there = tmp_path / "1"
     shutil.copytree(here, there)
     if differs == "file":
         next(iter(sorted(there.rglob("*.jpg")))).unlink()
+    package = tmp_path / "packages" / "optax-0.0.1.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: optax\nVersion: 0.0.1\n")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -160,25 +173,27 @@ def test_real_processes_end_soon(tmp_path, differs):
     for number in range(2):
         (tmp_path / f"at{number}").mkdir()
         (tmp_path / f"at{number}" / "images").symlink_to((here, there)[number])
-        rate = 0.25 if differs == "base_lr" and number == 1 else 0.5
         command = [
             *(sys.executable, "-m", "resa_jax.main", f"--config={ROOT}/configs/digits.py:smoke"),
             *("--config.data.source=folder:images", f"--workdir={tmp_path}/run"),
-            *(f"--config.base_lr={rate}", f"--coordinator_address={address}"),
+            *("--config.base_lr=0.5", f"--coordinator_address={address}"),
             *("--num_processes=2", f"--process_id={number}"),
+            *([override] if override and number == 1 else []),
         ]
+        path = os.pathsep.join([str(ROOT), *sys.path])
+        if differs == "version" and number == 1:
+            path = f"{package.parent}{os.pathsep}{path}"
         processes.append(
             subprocess.Popen(
                 command,
                 cwd=tmp_path / f"at{number}",
-                env=os.environ | {"XLA_FLAGS": ""},
+                env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path},
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
     errors = [process.communicate(timeout=180)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], errors
-    what = {"base_lr": "config.base_lr is 0.5 on process 0", "file": "image 0 of config.data"}
     for text in errors:
-        assert f"error: The processes of the run differ: {what[differs]}" in text
+        assert f"error: The processes of the run differ: {sentence}" in text
     assert not (tmp_path / "run" / "config.json").exists()

@@ -19,8 +19,8 @@ from data_samples import photographs, small_images
 
 from resa_jax.checkpoint import read_subtree
 from resa_jax.errors import UserError
-from resa_jax.training.cluster import find_processes
-from resa_jax.training.distributed import HEARTBEAT_TIMEOUT_SECONDS
+from resa_jax.processes.cluster import find_processes
+from resa_jax.processes.distributed import HEARTBEAT_TIMEOUT_SECONDS
 
 
 ROOT = Path(__file__).parents[1]
@@ -196,13 +196,18 @@ def test_five_steps_in_float64(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "devices"), [(2, 2), (4, 2)])
-def test_the_order_in_which_jax_lists_devices_does_not_matter(tmp_path, num_processes, devices):
+@pytest.mark.parametrize(
+    ("num_processes", "devices", "order"),
+    [(2, 2, "0 1 0 1"), (4, 4, "0 0 1 1 1 1 0 2 3 3 3 3 2 2 2 0")],  # v5p 2x2x2, v5e 4x4
+)
+def test_the_order_in_which_jax_lists_devices_does_not_matter(
+    tmp_path, num_processes, devices, order
+):
     """Batches, losses, statistics and features' scores are those of one process and device."""
     classes = small_images(tmp_path / "images", per_class=4)
     options = VITC | source(classes, 3)
     finished(tmp_path / "one", 1, 1, environment=FLOAT64, **options)
-    environment = FLOAT64 | {"TEST_DEVICE_ORDER": "in turn"}
+    environment = FLOAT64 | {"TEST_DEVICE_ORDER": order}
     finished(tmp_path / "run", num_processes, devices, environment=environment, **options)
     one, run = tmp_path / "one", tmp_path / "run"
     assert stream(run) == stream(one)
@@ -306,7 +311,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(images, tmp_path):
         run.processes[1].kill()
         _, errors = run.processes[0].communicate(timeout=2 * HEARTBEAT_TIMEOUT_SECONDS)
         assert run.processes[0].returncode not in (0, None)
-        assert "The last checkpoint is whole" in errors
+        assert "What is saved is whole" in errors
     last = checkpoints(workdir)[-1]
     with Run(workdir, 2, 1, **VIT, **source(images, 100_000)) as run:
         run.wait_for(last + 2 * STEPS_PER_EPOCH)
@@ -323,8 +328,12 @@ def test_a_silent_process_ends_the_other(images, tmp_path, silent):
     with Run(tmp_path / "run", 2, 1, environment, **VIT, **source(images, 100_000)) as run:
         run.wait_for(STEPS_PER_EPOCH + 2)
         run.processes[silent].send_signal(signal.SIGSTOP)
-        run.processes[1 - silent].communicate(timeout=100)
+        _, errors = run.processes[1 - silent].communicate(timeout=100)
         assert run.processes[1 - silent].returncode not in (0, None)
+        last = errors.strip().splitlines()[-1]
+        assert last.startswith(f"error: Process {1 - silent} of the run was ended") or (
+            "command again on all hosts" in last
+        )
 
 
 @pytest.mark.slow

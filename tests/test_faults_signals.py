@@ -10,7 +10,7 @@ from PIL import Image
 from resa_jax import UserError
 from resa_jax.data.pipeline import batches
 from resa_jax.data.sources import open_source
-from resa_jax.training.distributed import Preemption
+from resa_jax.processes.distributed import Preemption
 
 
 def test_a_worker_that_was_killed_is_named(tmp_path):

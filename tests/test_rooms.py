@@ -9,9 +9,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "resa_jax"
 # What a room may import, besides itself and what lies below.
 BELOW = {
-    "training": {"evaluation", "methods", "weights", "models", "data"},
-    "report": {"training", "evaluation", "methods", "weights", "models", "data"},
-    "evaluation": {"methods", "models", "data"},
+    "training": {"processes", "evaluation", "methods", "weights", "models", "data"},
+    "report": {"processes", "training", "evaluation", "methods", "weights", "models", "data"},
+    "evaluation": {"processes", "methods", "models", "data"},
+    "processes": {"data"},
     "weights": {"models", "data"},
     "methods": {"models"},
     "models": {"data"},

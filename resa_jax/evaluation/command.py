@@ -21,6 +21,7 @@ from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.evaluation.shared_features import SharedFeatures
 from resa_jax.evaluation.training import open_subsets
 from resa_jax.paths import AnyPath, absolute, is_remote
+from resa_jax.processes.agreement import check_alike
 from resa_jax.workdir import checkpoint_paths
 
 
@@ -88,6 +89,9 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, AnyPa
         if not paths:
             raise UserError(f"--all_checkpoints: {request.encoder} holds no checkpoints.")
     source, test_source = open_labelled_sources(protocols, request)
+    sources = {"--source": source} | ({} if test_source is None else {"--test_source": test_source})
+    facts = {f"--{name}": str(value) for name, value in dataclasses.asdict(request).items()}
+    check_alike(facts | {"--protocol": str(protocols)}, sources)
     test_set = None
     if test_source is not None and request.test_source is not None:
         test_set = test_source, _source_title(request.test_source, request.test_split)
@@ -104,6 +108,7 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, AnyPa
             cache=_cache(request, workdir),
         )
         fingerprint = encoder.fingerprint()
+        check_alike({f"the hash of {path}": fingerprint}, {})
         for protocol, preprocessing in planned:
             origin = {
                 "encoder": str(path),

@@ -61,15 +61,22 @@ def extract(
     rows = np.arange(len(source)) if rows is None else rows
     key = _cache_key(encoder, source, source_name, preprocessing, rows)
     folder = None if cache is None else cache / key
-    if folder is not None and all(_file(folder, name).is_file() for name in (*layers, "labels")):
+    if folder is not None and _on_all_processes(
+        all(_file(folder, name).is_file() for name in (*layers, "labels"))
+    ):
         names = (*layers, "labels", "indices")
         return {name: np.load(_file(folder, name), mmap_mode="r") for name in names}
     mesh = create_mesh()
     forward = partial(encoder.replicate(mesh).layers, prepare=preprocessing, layers=layers)
     results = encode_rows(forward, source, rows, batch_size, mesh)
-    if folder is not None:
+    if folder is not None and jax.process_index() == 0:
         _store(folder, results)
     return results
+
+
+def _on_all_processes(value: bool) -> bool:
+    # Else one of them would read what the others compute together.
+    return bool(multihost_utils.process_allgather(np.array(value)).all())
 
 
 def encode_rows(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -20,7 +21,7 @@ from resa_jax.evaluation.feature_sets import align_labels
 from resa_jax.evaluation.features import encode_rows
 from resa_jax.evaluation.knn import topk_accuracy
 from resa_jax.evaluation.preprocessing import Preprocessing
-from resa_jax.sharding import batch_sharding, create_mesh, replicated
+from resa_jax.sharding import batch_sharding, create_mesh, replicated, to_devices
 
 
 _LOG = logging.getLogger("resa_jax")
@@ -36,7 +37,7 @@ class Subset:
 
     def batches(
         self, batch_size: int, order: Int[np.ndarray, " n"], *, filled: bool
-    ) -> Iterator[tuple[Array, Array, Array]]:
+    ) -> Iterator[tuple[Array, ...]]:
         """Images, sizes and labels on the devices, in an order of the subset.
 
         Args:
@@ -45,23 +46,40 @@ class Subset:
         """
         mesh = create_mesh()
         batch_size = -(-batch_size // mesh.size) * mesh.size
+        part = batch_size // jax.process_count()
         with evaluation_batches(
-            self.source, rows=self.rows[order], batch_size=batch_size
+            self.source,
+            rows=self.rows[order],
+            batch_size=batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         ) as stream:
             for number, batch in enumerate(stream):
-                part = order[number * batch_size : (number + 1) * batch_size]
-                asked = np.full(batch_size, -1)
-                asked[: len(part)] = self.rows[part]
-                labels = np.full(batch_size, -1, np.int32)
-                labels[: len(part)] = self.labels[part]
+                first = number * batch_size + jax.process_index() * part
+                chosen = order[first : first + part]
+                asked = np.full(part, -1)
+                asked[: len(chosen)] = self.rows[chosen]
+                labels = np.full(part, -1, np.int32)
+                labels[: len(chosen)] = self.labels[chosen]
                 labels[batch["indices"] != asked] = -1  # stand-ins of undecodable images
-                arrays: tuple = batch["images"], batch["sizes"], labels
-                if not filled:
-                    arrays = tuple(array[labels >= 0] for array in arrays)
-                if len(arrays[0]):
-                    whole = len(arrays[0]) % mesh.size == 0
-                    place = batch_sharding(mesh) if whole else replicated(mesh)
-                    yield jax.device_put(arrays, place)
+                arrays = {"images": batch["images"], "sizes": batch["sizes"], "labels": labels}
+                if filled:
+                    yield to_devices(arrays, mesh, tuple(arrays))
+                elif kept := _without_filling(arrays, mesh):
+                    yield kept
+
+
+def _without_filling(arrays: dict[str, np.ndarray], mesh: Mesh) -> tuple[Array, ...]:
+    """The rows with a label, of all processes, on the devices; nothing where there is none."""
+    everyone = multihost_utils.process_allgather(arrays["labels"], tiled=True)
+    if (everyone >= 0).all():
+        return to_devices(arrays, mesh, tuple(arrays))
+    whole = multihost_utils.process_allgather(arrays, tiled=True)
+    kept = [whole[name][everyone >= 0] for name in arrays]
+    if not len(kept[0]):
+        return ()
+    place = batch_sharding(mesh) if len(kept[0]) % mesh.size == 0 else replicated(mesh)
+    return tuple(jax.make_array_from_callback(a.shape, place, a.__getitem__) for a in kept)
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,7 @@ def open_subsets(source: Source, test_source: Source | None) -> tuple[Subset, Su
 
 def training_batches(
     subset: Subset, batch_size: int, seed: int, epoch: int, *, filled: bool
-) -> Iterator[tuple[Array, Array, Array, Array]]:
+) -> Iterator[tuple[Array, ...]]:
     """An epoch's batches in its own order, as (key of the augmentation, images, sizes, labels)."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
     order = np.random.default_rng((seed, epoch)).permutation(len(subset.rows))

@@ -14,10 +14,10 @@ from resa_jax.data.pipeline import batches, steps_per_epoch
 from resa_jax.data.sources import open_sources
 from resa_jax.data.statistics import with_statistics
 from resa_jax.evaluation.online import OnlineEvaluation
+from resa_jax.processes.agreement import check_agreement
+from resa_jax.processes.distributed import Preemption
 from resa_jax.sharding import check_divisible, create_mesh, to_devices
-from resa_jax.training.agreement import check_agreement
 from resa_jax.training.disk import check_disk
-from resa_jax.training.distributed import Preemption
 from resa_jax.training.finish import finish, is_finished
 from resa_jax.training.initialize import initialize_from
 from resa_jax.training.memory import available_bytes, check_memory
@@ -55,8 +55,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
         # Data: batch i is a function of (seed, i) alone, so the step restarts the stream.
         source, test_source = open_sources(config.data, config.batch_size)
         config = with_statistics(config, source)
-        sources = {"data.source": source} | (
-            {} if test_source is None else {"data.test_source": test_source}
+        sources = {"config.data.source": source} | (
+            {} if test_source is None else {"config.data.test_source": test_source}
         )
         check_agreement(config, workdir, sources)
         epoch = steps_per_epoch(len(source), config.batch_size)

@@ -1,8 +1,9 @@
-"""Processes: joining those of a cluster, and leaving together when one is told to stop or dies."""
+"""Joining the processes of a run, and leaving together when one is told to stop or dies."""
 
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +20,9 @@ from resa_jax.errors import UserError
 
 # A process that has not been heard of for so long is dead, and JAX ends all the others.
 HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's default: one that compiles on a busy host may be late
+START_TIMEOUT_SECONDS = 300
+# Process 0 may write for long after the others have done their part.
+_END_TIMEOUT_SECONDS = 3600
 _LAST_WORDS_SECONDS = 2
 
 
@@ -29,26 +33,63 @@ def joined_processes(options: Mapping[str, Any] | None) -> Iterator[None]:
     When a process fails, or sees in an operation over all of them that another has died, it says so
     and ends at once with a non-zero code: JAX's own end would wait for the others, which wait in
     turn. Where nothing is seen, JAX ends the process `HEARTBEAT_TIMEOUT_SECONDS` after the other's
-    last sign of life, or a few seconds later.
+    last sign of life, or a few seconds later; and one that the others do not join ends after
+    `START_TIMEOUT_SECONDS`.
 
     Args:
-      options: what `resa_jax.training.cluster.find_processes` returns; None does nothing.
+      options: what `resa_jax.processes.cluster.find_processes` returns; None does nothing.
     """
     if options is None:
         yield
         return
-    try:
-        jax.distributed.initialize(
-            **options,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+    with _last_words() as leave_behind:
+        leave_behind(
+            f"error: The processes of the run did not all start within {START_TIMEOUT_SECONDS} s. "
+            "Start this command on every host; --num_processes=1 runs it on this one alone."
         )
-        if jax.process_index() > 0:  # process 0 speaks for all
-            logging.getLogger("resa_jax").setLevel(logging.WARNING)
-        yield
-    except BaseException as error:
-        _leave(error)
-    jax.distributed.shutdown()
+        try:
+            jax.distributed.initialize(
+                **options,
+                initialization_timeout=START_TIMEOUT_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+                shutdown_timeout_seconds=_END_TIMEOUT_SECONDS,
+            )
+            leave_behind(
+                f"error: Process {jax.process_index()} of the run was ended from outside: killed, "
+                "or by JAX (then it says so above) because another process has died or has not "
+                f"been heard of for {HEARTBEAT_TIMEOUT_SECONDS} s. What is saved is whole: start "
+                "the same command again on all hosts."
+            )
+            if jax.process_index() > 0:  # process 0 speaks for all
+                logging.getLogger("resa_jax").setLevel(logging.WARNING)
+            yield
+        except BaseException as error:
+            leave_behind("")
+            _leave(error)
+        jax.distributed.shutdown()
+        leave_behind("")
+
+
+@contextmanager
+def _last_words():
+    """Gives a function that leaves a sentence behind, for stderr when this process is no more.
+
+    JAX ends a process from C++, where no handler of Python's is called. So a shell waits for the
+    end of a pipe; "" takes the sentence back.
+    """
+    script = 'while read -r line; do last=$line; done; [ -z "$last" ] || echo "$last" >&2'
+    with subprocess.Popen(
+        ["sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+
+        def leave_behind(sentence: str) -> None:
+            print(sentence, file=shell.stdin, flush=True)
+
+        yield leave_behind
 
 
 def _leave(error):
@@ -65,8 +106,8 @@ def _leave(error):
     elif isinstance(error, jax.errors.JaxRuntimeError):
         print(
             f"error: {error}\nSo it looks when another process of the run has died or cannot be "
-            "reached; what that one printed says why. The last checkpoint is whole: start all "
-            "processes again with the same --workdir.",
+            "reached; what that one printed says why. What is saved is whole: start the same "
+            "command again on all hosts.",
             file=sys.stderr,
         )
     else:

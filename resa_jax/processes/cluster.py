@@ -6,16 +6,33 @@ starts.
 
 import glob
 import importlib.util
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from absl import flags
 
 from resa_jax.errors import UserError
 
 
+flags.disclaim_key_flags()  # those defined here are flags of the command that asks for them
+
 # What JAX reads to find the processes of a job, by scheduler.
 _SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 _FLAGS = "--coordinator_address, --num_processes and --process_id"
+
+
+def define_flags() -> Callable[[], dict[str, Any] | None]:
+    """Defines a command's flags of its processes; what is returned finds them, once parsed."""
+    coordinator = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+    num_processes = flags.DEFINE_integer(
+        "num_processes", None, "Processes of the run; 1 ignores the cluster's environment."
+    )
+    process_id = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    return lambda: find_processes(
+        coordinator.value, num_processes.value, process_id.value, os.environ
+    )
 
 
 def find_processes(

@@ -27,32 +27,46 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 def check_agreement(
     config: ConfigDict, workdir: str | os.PathLike, sources: dict[str, Source]
 ) -> None:
-    """Refuses to start when a process differs from process 0; all raise, within seconds.
-
-    Compared are the folder of the run, every field of the config, the images of the sources by
-    number, name and order, their classes, and the versions and code of the packages.
+    """Refuses to start a training run when a process differs from process 0; see `check_alike`.
 
     Args:
       config: the resolved configuration.
-      sources: by the field that names them, as "data.source".
+      sources: by the field that names them, as "config.data.source".
+    """
+    facts = {f"config.{name}": repr(value) for name, value in fields(config)}
+    # They may be measured on the images, whose names say better what differs.
+    measured = {name: facts.pop(name) for name in ("config.data.mean", "config.data.std")}
+    check_alike({"--workdir": str(workdir)} | facts, sources, measured)
+
+
+def check_alike(
+    facts: dict[str, str], sources: dict[str, Source], measured: dict[str, str] | None = None
+) -> None:
+    """Refuses to start when a process differs from process 0; all raise, within seconds.
+
+    Compared are the facts, the versions and code of the packages, and the images of the sources by
+    number, name and order, and their classes.
+
+    Args:
+      facts: values by what names them in a sentence, as "--workdir".
+      sources: by the field or flag that names them.
+      measured: facts to be compared last.
 
     Raises:
       UserError: names the first difference, and both values.
     """
     if jax.process_count() == 1:
         return
-    config_facts = {f"config.{name}": repr(value) for name, value in fields(config)}
-    # They may be measured on the images, whose names say better what differs.
-    measured = {name: config_facts.pop(name) for name in ("config.data.mean", "config.data.std")}
-    facts = {"--workdir": str(workdir)} | config_facts
-    facts |= {f"the version of {name}": importlib.metadata.version(name) for name in _PACKAGES}
+    facts = facts | {
+        f"the version of {name}": importlib.metadata.version(name) for name in _PACKAGES
+    }
     facts["the code of resa_jax"] = _code()
-    for field, source in sources.items():
-        facts[f"the classes of config.{field}"] = ", ".join(source.class_names)
+    for name, source in sources.items():
+        facts[f"the classes of {name}"] = ", ".join(source.class_names)
     _compare(facts)
-    for field, source in sources.items():
-        _check_names(field, source)
-    _compare(measured)
+    for name, source in sources.items():
+        _check_names(name, source)
+    _compare(measured or {})
 
 
 def _compare(facts):
@@ -84,7 +98,7 @@ def _check_names(field, source):
     everyone = _gather(names[low] if low < len(names) else "missing")
     process = next(i for i, name in enumerate(everyone) if name != everyone[0])
     counts = f"of {lengths[0]} and {lengths[process]}"
-    what = f"image {low} of config.{field} ({counts})"
+    what = f"image {low} of {field} ({counts})"
     raise UserError(_difference(what, process, everyone[0], everyone[process]))
 
 
