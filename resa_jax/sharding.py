@@ -12,7 +12,7 @@ from resa_jax.errors import UserError
 
 
 # Tensors below this size stay whole on every device: gathering them costs more than storing them.
-_FSDP_MIN_BYTES = 4 * 2**20
+_FSDP_MIN_BYTES = 256 * 2**10
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
