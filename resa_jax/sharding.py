@@ -52,9 +52,10 @@ def check_divisible(batch_size: int, mesh: Mesh) -> None:
     """Refuses a global batch that the devices do not divide."""
     if batch_size % mesh.size:
         below = batch_size // mesh.size * mesh.size
+        sizes = f"{below} or {below + mesh.size}" if below else mesh.size
         raise UserError(
             f"config.batch_size is {batch_size}, which the {mesh.size} devices do not divide; "
-            f"{below or mesh.size} or {below + mesh.size} would do."
+            f"{sizes} would do."
         )
 
 

@@ -205,15 +205,15 @@ def test_the_order_in_which_jax_lists_devices_does_not_matter(
 ):
     """Batches, losses, statistics and features' scores are those of one process and device."""
     classes = small_images(tmp_path / "images", per_class=4)
-    options = VITC | source(classes, 3)
+    options = VITC | source(classes, 3, batch_size=16)
     finished(tmp_path / "one", 1, 1, environment=FLOAT64, **options)
     environment = FLOAT64 | {"TEST_DEVICE_ORDER": order}
     finished(tmp_path / "run", num_processes, devices, environment=environment, **options)
     one, run = tmp_path / "one", tmp_path / "run"
     assert stream(run) == stream(one)
-    # The float32 augmentations of a single row are rounded in another way; rows moved give 2e-3.
+    # The float32 augmentations of few rows are rounded in another way; rows moved give 1.7e-3.
     statistics = state(run)["batch_stats"]
-    assert_close(statistics, state(one)["batch_stats"], 2e-5)
+    assert_close(statistics, state(one)["batch_stats"], 2e-4)
     scores = [
         {name: value for record in records(path) for name, value in record.items()}
         for path in (run, one)

@@ -12,7 +12,7 @@ BELOW = {
     "training": {"processes", "evaluation", "methods", "weights", "models", "data"},
     "report": {"processes", "training", "evaluation", "methods", "weights", "models", "data"},
     "evaluation": {"processes", "methods", "models", "data"},
-    "processes": {"data"},
+    "processes": {"models", "data"},
     "weights": {"models", "data"},
     "methods": {"models"},
     "models": {"data"},
