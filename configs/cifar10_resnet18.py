@@ -5,10 +5,10 @@ reports 93.5 % linear and 93.0 % 5-NN accuracy. One GPU.
 
     python -m resa_jax.main --config=configs/cifar10_resnet18.py --workdir=runs/cifar10
 
-SimCLR in the same trainer, with solo-learn's settings (LARS, lr 0.4, 10 epochs of warm-up, cosine
-to 0, both views strong):
+The methods that Table 1 compares with train by their names, each with the settings of its source
+(`resa_jax/baselines.py`):
 
-    python -m resa_jax.main --config=configs/cifar10_resnet18.py:simclr --workdir=runs/simclr
+    python -m resa_jax.main --config=configs/cifar10_resnet18.py:swav --workdir=runs/swav
 
 From a folder of class folders instead of TFDS:
 
@@ -17,31 +17,17 @@ From a folder of class folders instead of TFDS:
 
 from ml_collections import ConfigDict
 
-from resa_jax.recipes import apply_smoke, cifar_config, parse_variant, standard_view
+from resa_jax.baselines import BASELINES, cifar_baseline
+from resa_jax.recipes import apply_smoke, cifar_config, parse_variant
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """Variants: `simclr`, `smoke`."""
-    options = parse_variant(variant, smoke=False, simclr=False)
-    config = simclr_config() if options.simclr else cifar_config()
+    """Variants: a method of Table 1, `smoke`."""
+    options = parse_variant(variant, BASELINES, smoke=False)
+    resa = options.method == "resa"
+    config = cifar_config() if resa else cifar_baseline(options.method)
     config.data.source = config.data.test_source = "tfds:cifar10"
     config.data.mean = (0.4914, 0.4822, 0.4465)
-    config.data.std = (0.2470, 0.2435, 0.2616)
+    whitening = options.method in ("wmse", "cw_rgp")
+    config.data.std = (0.2023, 0.1994, 0.2010) if whitening else (0.2470, 0.2435, 0.2616)
     return apply_smoke(config) if options.smoke else config
-
-
-def simclr_config() -> ConfigDict:
-    """solo-learn's settings (scripts/pretrain/cifar/simclr.yaml)."""
-    config = cifar_config("simclr")
-    config.optimizer.name = "lars"
-    config.base_lr, config.final_lr, config.warmup_epochs = 0.4, 0.0, 10
-    strong = standard_view(
-        crop_scale=(0.08, 1.0),
-        brightness=0.8,
-        contrast=0.8,
-        saturation=0.8,
-        hue=0.2,
-        solarize_probability=0.0,
-    )
-    config.views = [strong, strong.copy_and_resolve_references()]
-    return config

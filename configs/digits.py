@@ -5,7 +5,7 @@ ends with a table: how well pixels, the untrained encoder and the trained one cl
 
     python -m resa_jax.main --config=configs/digits.py --workdir=runs/digits
 
-`digits.py:simclr` trains SimCLR on the same views.
+Other methods train on the same views by their names, as `digits.py:simclr`.
 
 Not in the paper: the encoder is a narrow ResNet-18, the optimiser AdamW, and the views neither flip
 nor recolour, since that would turn one digit into another.
@@ -13,13 +13,14 @@ nor recolour, since that would turn one digit into another.
 
 from ml_collections import ConfigDict
 
+from resa_jax.baselines import BASELINES
 from resa_jax.recipes import apply_smoke, default_config, parse_variant, weak_view
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """Variants: `simclr`, `smoke`."""
-    options = parse_variant(variant, smoke=False, simclr=False)
-    config = default_config("simclr" if options.simclr else "resa")
+    """Variants: a method's name, `smoke`."""
+    options = parse_variant(variant, (*BASELINES, "mec"), smoke=False)
+    config = default_config(options.method)
     config.epochs = 110
     config.batch_size = 256
     config.optimizer.name = "adamw"
@@ -28,6 +29,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.ema_momentum = 0.98  # a run of 770 steps has no time for 0.996
     config.encoder.update({"name": "resnet18_small", "image_size": 8, "width": 8})
     config.method.update({"hidden_size": 256, "output_size": 64})
+    sizes = {"predictor_size": 128, "num_prototypes": 128, "queue_size": 0}
+    config.method.update({name: n for name, n in sizes.items() if name in config.method})
     config.views = [
         weak_view(flip_probability=0.0, crop_scale=(0.8, 1.0)),
         weak_view(

@@ -5,6 +5,11 @@ reports 82.24 % linear and 74.56 % k-NN accuracy. One GPU.
 
     python -m resa_jax.main --config=configs/imagenet100_resnet18.py --workdir=runs/imagenet100
 
+The methods that Table 1 compares with train by their names, with the settings of their sources
+(`resa_jax/baselines.py`):
+
+    python -m resa_jax.main --config=configs/imagenet100_resnet18.py:byol --workdir=runs/byol100
+
 The 100 classes are those of the list that CMC published, one synset a line, in the file
 `imagenet100.txt` (set data.classes to read another). A folder that holds only these classes needs
 no list:
@@ -14,22 +19,20 @@ no list:
 
 from ml_collections import ConfigDict
 
-from resa_jax.recipes import apply_smoke, default_config, parse_variant
+from resa_jax.baselines import BASELINES, imagenet100_baseline
+from resa_jax.recipes import apply_smoke, imagenet100_config, parse_variant
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """`smoke` is the only variant."""
-    options = parse_variant(variant, smoke=False)
-    config = default_config()
-    config.epochs = 400
-    config.batch_size = 128
-    config.weight_decay = 2.5e-5
-    config.precision = "bfloat16"
-    config.encoder.name = "resnet18"
+    """Variants: a method of Table 1, `smoke`."""
+    options = parse_variant(variant, BASELINES, smoke=False)
+    if options.method == "resa":
+        config = imagenet100_config()
+        config.batch_size = 128
+        config.weight_decay = 2.5e-5
+    else:
+        config = imagenet100_baseline(options.method)
     config.data.source = "tfds:imagenet2012"
     config.data.test_source = "tfds:imagenet2012@validation"
     config.data.classes = "imagenet100.txt"
-    config.data.resize = 256
-    config.data.workers = 8
-    config.eval.every_epochs = 20
     return apply_smoke(config) if options.smoke else config

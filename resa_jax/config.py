@@ -139,11 +139,21 @@ def _check_schedule(config: ConfigDict) -> None:
             f"config.warmup_epochs is {config.warmup_epochs}, and config.epochs {config.epochs}: "
             "the warm-up must be shorter than the run."
         )
+    if config.steps is None and config.lr_drops and max(config.lr_drops) >= config.epochs:
+        raise UserError(
+            f"config.lr_drops is {config.lr_drops}, and config.epochs {config.epochs}: each drop "
+            "must be fewer epochs before the end than the run has."
+        )
     rate = config.base_lr * config.batch_size / 256
     if config.final_lr is not None and config.final_lr > rate:
         raise UserError(
             f"config.final_lr is {config.final_lr:g}; it must be at most the learning rate, "
             f"{rate:g} (config.base_lr x config.batch_size / 256)."
+        )
+    if config.warmup_start_lr > rate:
+        raise UserError(
+            f"config.warmup_start_lr is {config.warmup_start_lr:g}; it must be at most the "
+            f"learning rate, {rate:g} (config.base_lr x config.batch_size / 256)."
         )
 
 

@@ -1,11 +1,26 @@
 """What recipes are made of: defaults, the two views, variants, the smoke size."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from resa_jax.data.view import View
 from resa_jax.errors import UserError
 from resa_jax.fields import defaults
 from resa_jax.schema import GROUPS, Top, method_group
+
+
+# A method's sizes for batches of 8 (W-MSE: fewer features than images).
+_SMOKE = {
+    "hidden_size": 32,
+    "output_size": 16,
+    "predictor_size": 16,
+    "num_prototypes": 24,
+    "queue_size": 16,
+    "slice_size": 8,
+    "groups": 2,
+}
 
 
 def default_config(method: str = "resa") -> ConfigDict:
@@ -54,19 +69,39 @@ def cifar_config(method: str = "resa") -> ConfigDict:
     return config
 
 
-def parse_variant(variant: str | None, **options) -> ConfigDict:
+def imagenet100_config(method: str = "resa") -> ConfigDict:
+    """What the ImageNet-100 recipes share: ResNet-18, 400 epochs, bfloat16."""
+    config = default_config(method)
+    config.epochs = 400
+    config.precision = "bfloat16"
+    config.encoder.name = "resnet18"
+    config.data.resize = 256
+    config.data.workers = 8
+    config.eval.every_epochs = 20
+    return config
+
+
+def parse_variant(
+    variant: str | None, methods: Sequence[str] = (), **options: bool | int
+) -> ConfigDict:
     """Reads the words after a config's colon, as in `imagenet_resnet50.py:bs1024,epochs=200`.
 
     Args:
       variant: words separated by commas, each `name` (a switch) or `name=value`.
+      methods: names of methods that are words too; the result's `method` is the one given, or
+        "resa".
       **options: the words that the config knows, with their defaults: False for a switch, or a
         whole number.
     """
-    values = dict(options)
+    values: dict[str, Any] = {"method": "resa"} | options
     for word in filter(None, (variant or "").split(",")):
         name, _, text = word.partition("=")
+        if word in methods:
+            values["method"] = word
+            continue
         if name not in options:
-            known = ", ".join(f"{n}={v}" if v is not False else n for n, v in options.items())
+            words = (*(f"{n}={v}" if v is not False else n for n, v in options.items()), *methods)
+            known = ", ".join(words)
             raise UserError(f"This config has no variant {name!r}; it knows: {known}.")
         kind = type(options[name])
         try:
@@ -88,7 +123,9 @@ def apply_smoke(config: ConfigDict, **encoder) -> ConfigDict:
     config.batch_size = 8
     config.warmup_epochs = 0
     config.log_every = 1
-    config.method.update({"hidden_size": 32, "output_size": 16})
+    config.warmup_steps = config.lr_drops = None
+    small = _SMOKE | ({"output_size": 4} if config.method.name == "wmse" else {})
+    config.method.update({name: n for name, n in small.items() if name in config.method})
     config.data.update({"source": "digits", "test_source": None, "workers": 0, "classes": None})
     config.data.long_tail = None
     config.eval.update({"max_images": 64, "batch_size": 32})

@@ -38,7 +38,14 @@ class Top:
     batch_size: int = field(256, positive(1e8), "global")
     base_lr: float = field(0.5, positive(1e6), "learning rate for 256 images; x batch_size / 256")
     final_lr: float | None = field(None, not_negative(1e6), "the cosine's floor; none: 0.1 x lr")
-    warmup_epochs: int = field(2, not_negative(), "of linear warm-up from 0")
+    warmup_epochs: int = field(2, not_negative(), "of linear warm-up")
+    warmup_steps: int | None = field(None, not_negative(1e12), "instead of warmup_epochs")
+    warmup_start_lr: float = field(0.0, not_negative(1e6), "where the warm-up starts")
+    lr_drops: tuple[int, int] | None = field(
+        None,
+        Rule("two whole numbers from 1", lambda x: min(x) >= 1),
+        "epochs before the end at which the rate falls to a fifth; none: a cosine to final_lr",
+    )
     weight_decay: float = field(1e-5, not_negative(1e6), "of every parameter that is trained")
     ema_momentum: float = field(
         0.996, between(0, 1), "of the EMA network at the start; rises to 1 by a cosine"
@@ -66,8 +73,8 @@ class Top:
 class Optimizer:
     """The optimiser."""
 
-    name: Literal["sgd", "adamw", "lars"] = field(
-        "sgd", "SGD with momentum 0.9, AdamW, or solo-learn's LARS"
+    name: Literal["sgd", "adamw", "adam", "lars"] = field(
+        "sgd", "SGD with momentum 0.9, AdamW, Adam (decay in the gradient), or solo-learn's LARS"
     )
 
 

@@ -489,6 +489,22 @@ def test_order_of_the_operators(small_images):
         assert mean_error(result * 255, expected) < 0.1
 
 
+def test_color_before_the_crop_is_that_of_the_whole_image(photographs):
+    images, sizes = on_canvas(photographs)  # of several sizes, so with black beside them
+    only_contrast = {"brightness": 0.0, "saturation": 0.0, "hue": 0.0, "contrast": 0.8}
+    sure = {"jitter_probability": 1.0, "grayscale_probability": 1.0}
+    view = View(64, crop="center", color_first=True, **(PLAIN | sure | only_contrast))
+    key = jax.random.key(2)
+    (got,) = augment(key, images, sizes, (view,), ZEROS, ONES)
+    numbers = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 0), 2))[1]
+    _, factors, _ = jitter_numbers(numbers, len(images), view)
+    boxes = np.asarray(center_boxes(sizes))
+    for result, image, factor, box in zip(got, photographs, factors[0], boxes, strict=True):
+        whole = ImageEnhance.Contrast(Image.fromarray(image)).enhance(float(factor))
+        gray = np.asarray(whole.convert("L").convert("RGB"))
+        assert mean_error(result * 255, pillow_crop(gray, box, 64, "bilinear")) < 0.1
+
+
 def test_jitter_comes_before_solarize():
     view = View(
         8, crop="center", **(PLAIN | {"jitter_probability": 1.0, "solarize_probability": 1.0})

@@ -7,6 +7,7 @@ view and operator, so that dropping one operator leaves the others' numbers alon
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -105,13 +106,21 @@ def _make_view(
         chosen = jax.random.bernoulli(key, probability, (num_images,))
         return jnp.where(chosen[:, None, None, None], changed, images)
 
+    def recolor(pixels: Array, filled: Array | None) -> Array:
+        if view.has_jitter:
+            choice, numbers = jax.random.split(keys[_JITTER])
+            changed = _jitter(numbers, pixels, view, filled)
+            pixels = some(choice, view.jitter_probability, changed, pixels)
+        if view.grayscale_probability > 0:
+            gray = color.grayscale(pixels)
+            pixels = some(keys[_GRAYSCALE], view.grayscale_probability, gray, pixels)
+        return pixels
+
+    if view.color_first:
+        planes = recolor(planes, jnp.prod(sizes, axis=1) / math.prod(planes.shape[2:]))
     pixels = _crop_and_flip(keys[_CROP], keys[_FLIP], planes, sizes, view)
-    if view.has_jitter:
-        choice, numbers = jax.random.split(keys[_JITTER])
-        pixels = some(choice, view.jitter_probability, _jitter(numbers, pixels, view), pixels)
-    if view.grayscale_probability > 0:
-        gray = color.grayscale(pixels)
-        pixels = some(keys[_GRAYSCALE], view.grayscale_probability, gray, pixels)
+    if not view.color_first:
+        pixels = recolor(pixels, None)
     if view.blur_probability > 0:
         choice, numbers = jax.random.split(keys[_BLUR])
         low, high = view.blur_sigma
@@ -202,9 +211,12 @@ def center_boxes(sizes: Int[Array | np.ndarray, "n 2"]) -> Int[Array, "n 4"]:
 
 
 def _jitter(
-    key: Key[Array, ""], pixels: Float[Array, "n 3 h w"], view: View
+    key: Key[Array, ""], pixels: Float[Array, "n 3 h w"], view: View, filled: Array | None
 ) -> Float[Array, "n 3 h w"]:
     operators, factors, order = jitter_numbers(key, len(pixels), view)
+    if filled is not None:
+        contrast = partial(color.adjust_contrast, filled=filled)
+        operators = tuple(contrast if o is color.adjust_contrast else o for o in operators)
     return color.color_jitter(pixels, operators, factors, order)
 
 

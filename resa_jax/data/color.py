@@ -29,9 +29,17 @@ def adjust_brightness(images: Images, factor: Float[Array, "n"]) -> Images:
     return _blend(jnp.zeros_like(images), images, factor)
 
 
-def adjust_contrast(images: Images, factor: Float[Array, "n"]) -> Images:
-    """Blends with the mean gray of the image, a whole number (`ImageEnhance.Contrast`)."""
+def adjust_contrast(
+    images: Images, factor: Float[Array, "n"], filled: Float[Array, "n"] | None = None
+) -> Images:
+    """Blends with the mean gray of the image, a whole number (`ImageEnhance.Contrast`).
+
+    Args:
+      filled: the share of its canvas that an image fills; the rest must be black.
+    """
     mean = grayscale(images)[:, :1].mean(axis=(1, 2, 3), keepdims=True)
+    if filled is not None:
+        mean = mean / filled[:, None, None, None]
     return _blend(jnp.floor(mean + 0.5), images, factor)
 
 

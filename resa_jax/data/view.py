@@ -32,6 +32,7 @@ class View:
     jitter_probability: float = field(
         0.0, PROBABILITY, "of the colour jitter, its operators in random order"
     )
+    color_first: bool = field(False, "jitter and gray before the crop, on the whole image")
     brightness: float = field(0.0, not_negative(100), "factors from 1 - x (at least 0) to 1 + x")
     contrast: float = field(0.0, not_negative(100), "likewise")
     saturation: float = field(0.0, not_negative(100), "likewise")

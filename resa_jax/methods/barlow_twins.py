@@ -4,12 +4,17 @@ Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from resa_jax.fields import field, not_negative, positive
+from resa_jax.methods.health import agreement
+from resa_jax.methods.interface import Heads, Method, Moment, Outputs
 from resa_jax.methods.similarity import at_least_float32, off_diagonal_square_sum, two_views
+from resa_jax.models.heads import MLP
 
 
 def barlow_twins_loss(
@@ -39,3 +44,24 @@ def barlow_twins_loss(
 def _standardize(z):
     centered = z - jnp.mean(z, axis=0)
     return centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=0) + 1e-5)
+
+
+@dataclass(frozen=True)
+class BarlowTwins(Method):
+    """One network; the settings are solo-learn's for CIFAR (Table 1)."""
+
+    off_diagonal_weight: float = field(0.0051, not_negative(1e6), "of the off-diagonal entries")
+    scale: float = field(0.1, positive(1e6), "of the whole loss")
+    hidden_size: int = field(2048, positive(1e6), "width of the projector's hidden layers")
+    output_size: int = field(2048, positive(1e6), "dimensions of the embedding")
+
+    def heads(self, encoder, rngs) -> Heads:
+        """Three linear layers, with BatchNorm behind the hidden ones."""
+        sizes = encoder.num_features, self.hidden_size, self.hidden_size, self.output_size
+        return Heads(MLP(sizes, dtype=encoder.dtype, rngs=rngs))
+
+    def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
+        """See `Method`. Metrics: `agreement` of the views."""
+        with jax.named_scope("loss"):
+            loss = barlow_twins_loss(online.embeddings, self.off_diagonal_weight, self.scale)
+        return loss, buffers, agreement(*online.embeddings[:2])

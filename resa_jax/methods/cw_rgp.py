@@ -4,18 +4,23 @@ Weng et al., "An Investigation into Whitening Loss for Self-supervised Learning"
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from resa_jax.errors import UserError
+from resa_jax.fields import between, field, positive
+from resa_jax.methods.health import agreement
+from resa_jax.methods.interface import Heads, Method, Moment, Outputs
 from resa_jax.methods.similarity import (
     at_least_float32,
     matmul,
     mean_cosine,
     other_view_pairs,
 )
+from resa_jax.models.heads import MLP
 from resa_jax.sharding import gather_rows
 
 
@@ -111,3 +116,42 @@ def _eigenvectors_and_roots(matrix):
     values, vectors = jnp.linalg.eigh(matrix)
     floor = jnp.maximum(values[..., -1:] * jnp.finfo(values.dtype).eps, 1e-24)
     return vectors, jnp.sqrt(jnp.maximum(values, floor))
+
+
+@dataclass(frozen=True)
+class CWRGP(Method):
+    """One network; the authors' settings for CIFAR-10 (Table 1)."""
+
+    slice_size: int = field(64, positive(1e6), "images whitened together; divides the batch")
+    groups: int = field(4, positive(1e6), "of channels; divide the embedding")
+    iterations: int = field(4, positive(1000), "draws of slices a step")
+    epsilon: float = field(0.0, between(0, 1), "the covariance's part that becomes the identity")
+    hidden_size: int = field(1024, positive(1e6), "width of the projector's hidden layer")
+    output_size: int = field(512, positive(1e6), "dimensions of the embedding")
+
+    joint_projector = True
+
+    def heads(self, encoder, rngs) -> Heads:
+        """Two linear layers with BatchNorm between."""
+        sizes = encoder.num_features, self.hidden_size, self.output_size
+        return Heads(MLP(sizes, dtype=encoder.dtype, rngs=rngs))
+
+    def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
+        """See `Method`. Metrics: `agreement` of the views' embeddings."""
+        views = online.embeddings
+        m, d = views[0].shape
+        rows, channels = jax.random.split(moment.key)
+        shape = self.iterations, m // self.slice_size, len(views)
+        permutations = _permutations(rows, (self.iterations,), m)
+        shuffles = _permutations(channels, shape, d)
+        with jax.named_scope("loss"):
+            loss = cw_rgp_loss(
+                views, permutations, shuffles, self.slice_size, self.groups, self.epsilon
+            )
+        return loss, buffers, agreement(*views[:2])
+
+
+def _permutations(key, shape, n):
+    """Independent permutations of 0..n-1 along the last axis."""
+    numbers = jnp.broadcast_to(jnp.arange(n), (*shape, n))
+    return jax.random.permutation(key, numbers, axis=-1, independent=True)

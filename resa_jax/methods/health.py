@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from resa_jax.methods.similarity import at_least_float32, mean_cosine
+
 
 def spread(
     embeddings: Float[Array, "m d"], dtype: DTypeLike = jnp.float32
@@ -26,3 +28,9 @@ def spread(
         "effective_rank": jnp.square(jnp.sum(variance))
         / jnp.maximum(jnp.sum(jnp.square(covariance)), 1e-24),
     }
+
+
+def agreement(x: Float[Array, "m d"], y: Float[Array, "m d"]) -> dict[str, Float[Array, ""]]:
+    """`alignment`, the mean cosine of the rows of two views (1 when they agree); `spread` of x."""
+    x, y = jax.lax.stop_gradient((x, y))
+    return {"alignment": mean_cosine(x, y)} | spread(x, at_least_float32(x).dtype)

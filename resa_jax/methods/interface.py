@@ -9,7 +9,7 @@ make a loss. It is one frozen dataclass in a file of its own, `methods/NAME.py`;
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -66,22 +66,39 @@ class Heads(NamedTuple):
     predictor: nnx.Module | None = None
 
 
-@runtime_checkable
-class Method(Protocol):
-    """What the step and the train state ask of a method; none inherits from this."""
+class Method:
+    """What the step and the train state ask of a method, with what holds for most.
+
+    Attributes:
+      momentum_network: whether an EMA network, which sees the first two views, gives targets.
+      ema_after_step: whether the EMA network takes in the parameters that the step has made, or
+        those before the step.
+      joint_projector: whether the projector sees all views at once, so that its BatchNorm has the
+        statistics of all rows; otherwise it sees one view after the other, as the encoder does.
+      constant_rate: children of the network ("predictor") whose learning rate stays at its peak.
+    """
+
+    momentum_network: bool = False
+    ema_after_step: bool = False
+    joint_projector: bool = False
+    constant_rate: tuple[str, ...] = ()
 
     @property
-    def momentum_network(self) -> bool:
-        """Whether an EMA network, which sees the first two views, gives targets."""
+    def own_start_epoch(self) -> int:
+        """Before this epoch the method's own parameters stay as they are."""
+        return 0
 
     def heads(self, encoder: ResNet | ViT, rngs: nnx.Rngs) -> Heads:
         """The heads for an encoder of `encoder.num_features`, in `encoder.dtype`."""
+        raise NotImplementedError
 
     def init(self, key: Key[Array, ""], width: int) -> dict[str, Any]:
-        """The method's own parameters, such as prototypes; {} for most. width: of embeddings."""
+        """The method's own parameters, such as prototypes. width: of embeddings."""
+        return {}
 
     def buffers(self, batch_size: int, width: int) -> dict[str, Any]:
-        """What the method keeps from step to step, such as a queue; {} for most."""
+        """What the method keeps from step to step, such as a queue."""
+        return {}
 
     def __call__(
         self, online: Outputs, target: Outputs | None, buffers: dict[str, Any], moment: Moment
@@ -90,6 +107,7 @@ class Method(Protocol):
 
         target: of the EMA network, without gradient; None where there is none.
         """
+        raise NotImplementedError
 
 
 def create_method(fields: ConfigDict | Mapping[str, Any]) -> Method:

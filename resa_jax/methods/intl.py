@@ -5,12 +5,18 @@ Weng et al., "Modulate Your Spectrum in Self-Supervised Learning", ICLR 2024.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resa_jax.errors import UserError
+from resa_jax.fields import field, not_negative, positive
+from resa_jax.methods.health import agreement
+from resa_jax.methods.interface import Heads, Method, Moment, Outputs
 from resa_jax.methods.similarity import at_least_float32, matmul, mean_cosine
+from resa_jax.models.heads import MLP
 from resa_jax.sharding import gather_rows, shard_rows
 
 
@@ -70,3 +76,26 @@ def iterative_normalization(z: Float[Array, "m d"], num_iterations: int = 4) -> 
 
 def _trace_loss(t):
     return jnp.sum(jnp.square(jnp.var(t, axis=1, ddof=1) - 1))
+
+
+@dataclass(frozen=True)
+class INTL(Method):
+    """One network; the authors' settings for CIFAR (Table 1)."""
+
+    trade_off: float | None = field(
+        None, not_negative(1e6), "weight of the trace loss; none: 0.01 (log2 m - 3)"
+    )
+    num_iterations: int = field(4, positive(100), "of Newton's iteration")
+    hidden_size: int = field(2048, positive(1e6), "width of the projector's hidden layers")
+    output_size: int = field(2048, positive(1e6), "dimensions of the embedding")
+
+    def heads(self, encoder, rngs) -> Heads:
+        """Three linear layers, with BatchNorm and no bias in the hidden ones."""
+        sizes = encoder.num_features, self.hidden_size, self.hidden_size, self.output_size
+        return Heads(MLP(sizes, bias=False, dtype=encoder.dtype, rngs=rngs))
+
+    def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
+        """See `Method`. Metrics: `agreement` of the views' embeddings."""
+        with jax.named_scope("loss"):
+            loss = intl_loss(online.embeddings, self.trade_off, self.num_iterations)
+        return loss, buffers, agreement(*online.embeddings[:2])

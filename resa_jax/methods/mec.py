@@ -4,12 +4,17 @@ Liu et al., "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from resa_jax.fields import field, not_negative, positive
+from resa_jax.methods.health import agreement
+from resa_jax.methods.interface import Heads, Method, Moment, Outputs
 from resa_jax.methods.similarity import matmul, normalize, other_view_pairs
+from resa_jax.models.heads import MLP, freeze_last_bias
 from resa_jax.sharding import gather_rows, shard_rows
 
 
@@ -64,3 +69,42 @@ def _power_traces(x, y, order):
         power = power if k == 2 else next_power(power)
         traces.append(jnp.sum(power * transpose))
     return traces
+
+
+@dataclass(frozen=True)
+class MEC(Method):
+    """An online network with a predictor and its EMA; the authors' settings (Table 2)."""
+
+    order: int = field(4, positive(100), "terms of the series")
+    inverse_lambda: float | None = field(None, positive(1e9), "none: 64 m / d")
+    inverse_lambda_start: float = field(8.0, positive(1e6), "times that at the start")
+    inverse_lambda_epochs: int = field(10, not_negative(), "of linear change from start to end")
+    hidden_size: int = field(2048, positive(1e6), "width of the projector's hidden layers")
+    predictor_size: int = field(512, positive(1e6), "width of the predictor's hidden layer")
+    output_size: int = field(2048, positive(1e6), "dimensions of the embedding")
+
+    momentum_network = True
+    ema_after_step = True
+
+    def heads(self, encoder, rngs) -> Heads:
+        """SimSiam's: three layers with BatchNorm behind each, and two; no bias but the last ones'.
+
+        The projector's bias is never trained.
+        """
+        hidden, out = self.hidden_size, self.output_size
+        options = {"bias": False, "dtype": encoder.dtype, "rngs": rngs}
+        sizes = encoder.num_features, hidden, hidden, out
+        projector = freeze_last_bias(MLP(sizes, last_batch_norm=True, **options))
+        return Heads(projector, MLP((out, self.predictor_size, out), **options))
+
+    def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
+        """See `Method`. Metrics: `inverse_lambda`; `agreement` of a prediction with its target."""
+        assert target is not None
+        m, d = online.predictions[0].shape
+        end = 64 * m / d if self.inverse_lambda is None else self.inverse_lambda
+        warmed = jnp.minimum(moment.epoch / max(self.inverse_lambda_epochs, 1e-9), 1)
+        value = end * (self.inverse_lambda_start + (1 - self.inverse_lambda_start) * warmed)
+        with jax.named_scope("loss"):
+            loss = mec_loss(online.predictions, target.embeddings, value, self.order)
+        metrics = {"inverse_lambda": value}
+        return loss, buffers, metrics | agreement(online.predictions[0], target.embeddings[1])

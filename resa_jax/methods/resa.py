@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from resa_jax.fields import field, positive
 from resa_jax.methods.health import spread
-from resa_jax.methods.interface import Heads, Moment, Outputs
+from resa_jax.methods.interface import Heads, Method, Moment, Outputs
 from resa_jax.methods.similarity import at_least_float32, cosine_similarity
 from resa_jax.models.heads import HEADS
 
@@ -103,7 +103,7 @@ def assignment_cross_entropy(
 
 
 @dataclass(frozen=True)
-class ReSA:
+class ReSA(Method):
     """Representation self-assignment (Figure 5 and Algorithm 1 of the paper)."""
 
     temperature: float = field(0.4, positive(1000), "of the cross-entropy's softmax")
@@ -126,14 +126,6 @@ class ReSA:
             projector(encoder.num_features, hidden, out, dtype=dtype, rngs=rngs),
             predictor(out, hidden, dtype=dtype, rngs=rngs) if self.predictor else None,
         )
-
-    def init(self, key, width) -> dict:
-        """No parameters of its own."""
-        return {}
-
-    def buffers(self, batch_size, width) -> dict:
-        """Nothing is kept."""
-        return {}
 
     def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
         """See `Method`. The weak view is the first.

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resa_jax.fields import field, positive
-from resa_jax.methods.health import spread
-from resa_jax.methods.interface import Heads, Moment, Outputs
-from resa_jax.methods.similarity import at_least_float32, matmul, mean_cosine, normalize
-from resa_jax.models.heads import MLPHead
+from resa_jax.methods.health import agreement
+from resa_jax.methods.interface import Heads, Method, Moment, Outputs
+from resa_jax.methods.similarity import matmul, normalize
+from resa_jax.models.heads import MLP
 from resa_jax.sharding import gather_rows, shard_rows
 
 
@@ -46,36 +46,23 @@ def simclr_loss(
 
 
 @dataclass(frozen=True)
-class SimCLR:
+class SimCLR(Method):
     """One network, no target, no buffer."""
 
     temperature: float = field(0.2, positive(1000), "of the softmax over the similarities")
     hidden_size: int = field(2048, positive(1e6), "width of the projector's hidden layer")
     output_size: int = field(256, positive(1e6), "dimensions of the embedding")
 
-    momentum_network = False
-
     def heads(self, encoder, rngs) -> Heads:
         """Two linear layers with a ReLU between, without BatchNorm."""
         sizes = encoder.num_features, self.hidden_size, self.output_size
-        return Heads(MLPHead(*sizes, batch_norm=False, dtype=encoder.dtype, rngs=rngs))
-
-    def init(self, key, width) -> dict:
-        """No parameters of its own."""
-        return {}
-
-    def buffers(self, batch_size, width) -> dict:
-        """Nothing is kept."""
-        return {}
+        return Heads(MLP(sizes, batch_norm=False, dtype=encoder.dtype, rngs=rngs))
 
     def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
         """See `Method`.
 
-        Metrics: `alignment` is the mean cosine of an image's first two views (1 when they agree);
-        and `spread` of the first view's embeddings.
+        Metrics: `agreement` of the first two views' embeddings.
         """
         with jax.named_scope("loss"):
             loss = simclr_loss(online.embeddings, self.temperature)
-        first, second = jax.lax.stop_gradient(online.embeddings[:2])
-        metrics = {"alignment": mean_cosine(first, second)}
-        return loss, buffers, metrics | spread(first, at_least_float32(first).dtype)
+        return loss, buffers, agreement(*online.embeddings[:2])

@@ -5,12 +5,17 @@ Learning", ICLR 2022.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from resa_jax.fields import field, not_negative, positive
+from resa_jax.methods.health import agreement
+from resa_jax.methods.interface import Heads, Method, Moment, Outputs
 from resa_jax.methods.similarity import at_least_float32, off_diagonal_square_sum, two_views
+from resa_jax.models.heads import MLP
 
 
 def vicreg_loss(
@@ -48,3 +53,32 @@ def _covariance_term(z):
     m, d = z.shape
     centered = z - jnp.mean(z, axis=0)
     return off_diagonal_square_sum(centered, centered) / (m - 1) ** 2 / d
+
+
+@dataclass(frozen=True)
+class VICReg(Method):
+    """One network; the settings are solo-learn's for CIFAR (Table 1)."""
+
+    invariance_weight: float = field(25.0, not_negative(1e6), "of the distance between the views")
+    variance_weight: float = field(25.0, not_negative(1e6), "of the hinge on the deviations")
+    covariance_weight: float = field(1.0, not_negative(1e6), "of the covariances")
+    hidden_size: int = field(2048, positive(1e6), "width of the projector's hidden layers")
+    output_size: int = field(2048, positive(1e6), "dimensions of the embedding")
+
+    def heads(self, encoder, rngs) -> Heads:
+        """Three linear layers, with BatchNorm behind the hidden ones."""
+        sizes = encoder.num_features, self.hidden_size, self.hidden_size, self.output_size
+        return Heads(MLP(sizes, dtype=encoder.dtype, rngs=rngs))
+
+    def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
+        """See `Method`.
+
+        Metrics: `feature_std`, the mean standard deviation of the first view's features, which the
+        hinge holds near 1; and `agreement` of the views.
+        """
+        weights = self.invariance_weight, self.variance_weight, self.covariance_weight
+        with jax.named_scope("loss"):
+            loss = vicreg_loss(online.embeddings, *weights)
+        first, second = jax.lax.stop_gradient(online.embeddings[:2])
+        deviation = jnp.mean(jnp.std(at_least_float32(first), axis=0))
+        return loss, buffers, {"feature_std": deviation} | agreement(first, second)

@@ -4,18 +4,23 @@ Ermolov et al., "Whitening for Self-Supervised Representation Learning", ICML 20
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from resa_jax.errors import UserError
+from resa_jax.fields import between, field, positive
+from resa_jax.methods.health import agreement
+from resa_jax.methods.interface import Heads, Method, Moment, Outputs
 from resa_jax.methods.similarity import (
     at_least_float32,
     matmul,
     mean_cosine,
     other_view_pairs,
 )
+from resa_jax.models.heads import MLP
 from resa_jax.sharding import gather_rows
 
 
@@ -71,3 +76,43 @@ def whiten_features(z: Float[Array, "n d"], epsilon: float) -> Float[Array, "n d
     covariance = (1 - epsilon) * covariance + epsilon * jnp.eye(d, dtype=z.dtype)
     lower = jnp.linalg.cholesky(covariance)
     return jax.scipy.linalg.solve_triangular(lower, centered.T, lower=True).T
+
+
+@dataclass(frozen=True)
+class WMSE(Method):
+    """One network; the authors' settings for CIFAR (Table 1)."""
+
+    slice_size: int = field(128, positive(1e6), "images whitened together; divides the batch")
+    iterations: int = field(1, positive(1000), "draws of slices a step")
+    epsilon: float = field(0.0, between(0, 1), "the covariance's part that becomes the identity")
+    hidden_size: int = field(1024, positive(1e6), "width of the projector's hidden layer")
+    output_size: int = field(64, positive(1e6), "dimensions of the embedding")
+
+    joint_projector = True
+
+    def heads(self, encoder, rngs) -> Heads:
+        """Two linear layers with BatchNorm between."""
+        sizes = encoder.num_features, self.hidden_size, self.output_size
+        return Heads(MLP(sizes, dtype=encoder.dtype, rngs=rngs))
+
+    def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
+        """See `Method`.
+
+        Metrics: `condition`, the largest over the smallest eigenvalue of the first view's
+        covariance over the batch, which whitening divides by; and `agreement` of the views.
+        """
+        m = len(online.embeddings[0])
+        keys = jax.random.split(moment.key, self.iterations)
+        permutations = jax.vmap(lambda key: jax.random.permutation(key, m))(keys)
+        with jax.named_scope("loss"):
+            loss = wmse_loss(online.embeddings, permutations, self.slice_size, self.epsilon)
+        first, second = jax.lax.stop_gradient(online.embeddings[:2])
+        metrics = {"condition": condition(first)}
+        return loss, buffers, metrics | agreement(first, second)
+
+
+def condition(z: Float[Array, "m d"]) -> Float[Array, ""]:
+    """Largest over smallest eigenvalue of the covariance of the features, at most 1 / epsilon."""
+    centered = at_least_float32(z) - jnp.mean(at_least_float32(z), axis=0)
+    values = jnp.linalg.eigvalsh(matmul(centered.T, centered))
+    return values[-1] / jnp.maximum(values[0], values[-1] * jnp.finfo(values.dtype).eps)

@@ -5,10 +5,12 @@ the paper's text in a last BatchNorm without affine parameters on the ConvNets' 
 first LayerNorm on the ViTs' predictor.
 """
 
+from collections.abc import Callable, Sequence
+
 from flax import nnx
 from jaxtyping import Array, Float
 
-from resa_jax.models.layers import BatchNorm, gelu, torch_linear, xavier_linear
+from resa_jax.models.layers import BatchNorm, Frozen, gelu, torch_linear, xavier_linear
 
 
 class ConvNetProjector(nnx.Module):
@@ -55,33 +57,69 @@ class ViTProjector(nnx.Module):
         return self.layers(x, train=train)["embedding"]
 
 
-class MLPHead(nnx.Module):
-    """Linear and ReLU, with BatchNorm between where asked for, once; Linear. Of many methods."""
+class MLP(nnx.Module):
+    """Linear, BatchNorm, ReLU, any number of times; Linear. The heads of most methods.
 
-    layer_names = ("p0", "embedding")
+    Attributes:
+      layer_names: "p0", "p1", ..., the outputs of the hidden linear layers, and "embedding".
+    """
 
     def __init__(
         self,
-        in_features: int,
-        hidden: int,
-        out: int,
+        sizes: Sequence[int],
         *,
-        batch_norm: bool,
+        batch_norm: bool = True,
+        bias: bool = True,
+        last_bias: bool = True,
+        last_batch_norm: bool = False,
+        linear: Callable[..., nnx.Linear] = torch_linear,
+        activation: Callable[[Array], Array] = nnx.relu,
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        self.linear1 = torch_linear(in_features, hidden, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(hidden, dtype=dtype) if batch_norm else None
-        self.linear2 = torch_linear(hidden, out, dtype=dtype, rngs=rngs)
+        """
+        Args:
+          sizes: of the input and of every layer's output.
+          batch_norm: behind the hidden layers.
+          bias: of the hidden layers; last_bias: of the last one.
+          last_batch_norm: a BatchNorm without affine parameters at the end.
+          linear: makes a layer, as `torch_linear`.
+        """
+        last = len(sizes) - 2
+        self.activation = activation
+        self.layer_names = (*(f"p{n}" for n in range(last)), "embedding")
+        self.linears = nnx.List(
+            linear(*sizes[n : n + 2], bias=last_bias if n == last else bias, dtype=dtype, rngs=rngs)
+            for n in range(last + 1)
+        )
+        hidden = sizes[1:-1] if batch_norm else ()
+        self.norms = nnx.List(BatchNorm(size, dtype=dtype) for size in hidden)
+        self.last_norm = (
+            BatchNorm(sizes[-1], affine=False, dtype=dtype) if last_batch_norm else None
+        )
 
     def layers(self, x: Float[Array, "n d"], *, train: bool) -> dict[str, Float[Array, "n _"]]:
-        """The output of the hidden linear layer, "p0", and the "embedding"."""
-        p0 = self.linear1(x)
-        hidden = p0 if self.bn1 is None else self.bn1(p0, train=train)
-        return {"p0": p0, "embedding": self.linear2(nnx.relu(hidden))}
+        """What `layer_names` names."""
+        outputs = {}
+        for number, (name, linear) in enumerate(zip(self.layer_names, self.linears, strict=True)):
+            x = outputs[name] = linear(x)
+            if name != "embedding":
+                x = self.norms[number](x, train=train) if self.norms else x
+                x = self.activation(x)
+        if self.last_norm is not None:
+            outputs["embedding"] = self.last_norm(x, train=train)
+        return outputs
 
     def __call__(self, x: Float[Array, "n d"], *, train: bool) -> Float[Array, "n e"]:
         return self.layers(x, train=train)["embedding"]
+
+
+def freeze_last_bias(head: MLP) -> MLP:
+    """The same head, whose last bias is never trained."""
+    last = head.linears[-1]
+    assert last.bias is not None
+    last.bias = Frozen(last.bias[...])
+    return head
 
 
 class ConvNetPredictor(nnx.Module):

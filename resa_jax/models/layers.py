@@ -38,11 +38,14 @@ def uniform(bound: float) -> initializers.Initializer:
     return init
 
 
-def torch_linear(in_features: int, out_features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:
+def torch_linear(
+    in_features: int, out_features: int, *, bias: bool = True, dtype=None, rngs: nnx.Rngs
+) -> nnx.Linear:
     """A linear map that starts as `torch.nn.Linear`: all uniform in +-1/sqrt(in_features)."""
     return nnx.Linear(
         in_features,
         out_features,
+        use_bias=bias,
         kernel_init=torch_uniform,
         bias_init=uniform(1 / math.sqrt(in_features)),
         dtype=dtype,
@@ -57,6 +60,21 @@ def xavier_linear(in_features: int, out_features: int, *, dtype=None, rngs: nnx.
         in_features,
         out_features,
         kernel_init=xavier_uniform,
+        dtype=dtype,
+        precision=PRODUCTS,
+        rngs=rngs,
+    )
+
+
+def normal_linear(
+    in_features: int, out_features: int, *, bias: bool = True, dtype=None, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear map as DINO's head has it: a weight from N(0, 0.02), a bias of zero."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=bias,
+        kernel_init=initializers.normal(0.02),
         dtype=dtype,
         precision=PRODUCTS,
         rngs=rngs,

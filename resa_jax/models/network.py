@@ -1,10 +1,11 @@
 """An encoder with its heads, as modules and as plain trees of arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -19,7 +20,14 @@ class Network(nnx.Module):
         encoder: nnx.Module,
         projector: nnx.Module | None = None,
         predictor: nnx.Module | None = None,
+        *,
+        joint_projector: bool = False,
     ):
+        """
+        Args:
+          joint_projector: `views` projects the encodings of all views at once.
+        """
+        self.joint_projector = joint_projector
         self.encoder: Any = encoder
         self.projector: Any = projector
         self.predictor: Any = predictor
@@ -30,10 +38,21 @@ class Network(nnx.Module):
         Without a predictor the predictions are the embeddings.
         """
         encodings = self.encoder(images, train=train)
+        return encodings, *self._project(encodings, train)
+
+    def views(self, views: Sequence[Float[Array, "n h w 3"]]) -> list[tuple[Array, ...]]:
+        """What a call gives in train mode, for each view."""
+        if not self.joint_projector:
+            return [self(view, train=True) for view in views]
+        encodings = [self.encoder(view, train=True) for view in views]
+        outputs = self._project(jnp.concatenate(encodings), True)
+        return list(zip(encodings, *(jnp.split(x, len(views)) for x in outputs), strict=True))
+
+    def _project(self, encodings, train):
         embeddings = self.projector(encodings, train=train)
         if self.predictor is None:
-            return encodings, embeddings, embeddings
-        return encodings, embeddings, self.predictor(embeddings, train=train)
+            return embeddings, embeddings
+        return embeddings, self.predictor(embeddings, train=train)
 
     @property
     def layer_names(self) -> tuple[str, ...]:

@@ -55,7 +55,8 @@ def build_network(config: ConfigDict, method: Method, rngs: nnx.Rngs) -> Network
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
         rngs=rngs,
     )
-    return Network(encoder, *method.heads(encoder, rngs))
+    heads = method.heads(encoder, rngs)
+    return Network(encoder, *heads, joint_projector=method.joint_projector)
 
 
 def create_networks(config: ConfigDict, method: Method) -> Networks:
@@ -96,7 +97,8 @@ def forward(
     """Runs a network over the views in train mode, each device on its own rows.
 
     A network with BatchNorm sees one view at a time, so that its statistics are of one view over
-    the global batch and its running averages move view after view. One without sees the views of
+    the global batch and its running averages move view after view (a joint projector, see `Method`,
+    sees them together). One without sees the views of
     one size together. (The authors' code puts the views of every ViT together, also of those whose
     convolutional stem has BatchNorm.)
 
@@ -113,7 +115,7 @@ def forward(
     def local(params, batch_stats, views):
         network = nnx.merge(graphdef, for_each_device(params, reduction), batch_stats)
         if jax.tree.leaves(batch_stats):
-            outputs = [network(view, train=True) for view in views]
+            outputs = network.views(views)
         else:
             outputs = _forward_concatenated(network, views)
         return tuple(zip(*outputs, strict=True)), nnx.to_pure_dict(

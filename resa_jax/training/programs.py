@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,7 +18,7 @@ from resa_jax.training.flops import train_flops
 from resa_jax.training.memory import required_bytes
 from resa_jax.training.networks import Networks, create_networks, init_networks
 from resa_jax.training.optimizer import create_optimizer
-from resa_jax.training.schedule import warmup_cosine
+from resa_jax.training.schedule import warmup_cosine, warmup_drops
 from resa_jax.training.step import TrainState, create_train_state, make_train_step
 
 
@@ -55,23 +56,16 @@ def create_step(
     """A recipe's pure functions `init() -> state` and `train_step(state, views)`, and networks."""
     method = create_method(config.method)
     networks = create_networks(config, method)
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    if warmup_steps > total_steps:
-        _LOG.warning(
-            "Warning: the warm-up takes %d steps (config.warmup_epochs=%g), and the run ends after "
-            "%d: it never reaches its learning rate.",
-            warmup_steps,
-            config.warmup_epochs,
-            total_steps,
-        )
-    learning_rate = warmup_cosine(
-        config.base_lr * config.batch_size / 256,
-        config.final_lr,
-        total_steps,
-        warmup_steps=warmup_steps,
-    )
+    peak = config.base_lr * config.batch_size / 256
+    learning_rate = create_schedule(config, peak, steps_per_epoch, total_steps)
     optimizer = create_optimizer(
-        config.optimizer.name, learning_rate, config.weight_decay, networks.frozen
+        config.optimizer.name,
+        learning_rate,
+        config.weight_decay,
+        networks.frozen,
+        constant_rate=method.constant_rate,
+        peak=peak,
+        own_start=round(method.own_start_epoch * steps_per_epoch),
     )
 
     def init():
@@ -92,6 +86,28 @@ def create_step(
         gradient_reduction=config.gradient_reduction,
     )
     return networks, init, train_step
+
+
+def create_schedule(
+    config: ConfigDict, peak: float, steps_per_epoch: int, total_steps: int
+) -> optax.Schedule:
+    """The learning rate of a recipe by the step."""
+    warmup_steps = config.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if warmup_steps > total_steps:
+        _LOG.warning(
+            "Warning: the warm-up takes %d steps (config.warmup_epochs=%g), and the run ends after "
+            "%d: it never reaches its learning rate.",
+            warmup_steps,
+            config.warmup_epochs,
+            total_steps,
+        )
+    start = config.warmup_start_lr
+    if config.lr_drops is not None:
+        drops = [total_steps - n * steps_per_epoch for n in config.lr_drops]
+        return warmup_drops(peak, drops, warmup_steps, start)
+    return warmup_cosine(peak, config.final_lr, total_steps, warmup_steps, start)
 
 
 @dataclass(frozen=True)

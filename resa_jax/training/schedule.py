@@ -1,16 +1,18 @@
 """When and how much: linear warm-up, then half a cosine to a floor; what is due after a step."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import optax
 
 
 def warmup_cosine(
-    peak: float, floor: float, total_steps: int, warmup_steps: int = 0
+    peak: float, floor: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then a cosine from `peak` towards `floor`.
+    """Linear warm-up from `start` to `peak`, then a cosine from `peak` towards `floor`.
 
     Equal at every step to the authors' per-iteration arrays: the warm-up is
-    `linspace(0, peak, warmup_steps)`, so the first step's value is 0 and the last warm-up step's is
+    `linspace(start, peak, warmup_steps)`, so the last warm-up step's value is
     `peak`; the cosine advances by step / number of cosine steps and so never quite reaches `floor`.
     Also the schedule of the EMA coefficient: `warmup_cosine(0.996, 1.0, total_steps)`.
 
@@ -19,6 +21,7 @@ def warmup_cosine(
       floor: limit of the cosine; it may lie above `peak`.
       total_steps: warm-up included; later steps keep `floor`.
       warmup_steps: 0 starts at `peak`.
+      start: value of the first warm-up step.
 
     Returns:
       A function of the step (int or integer array), in JAX's default float type (float64 under
@@ -28,12 +31,37 @@ def warmup_cosine(
 
     def schedule(step):
         step = jnp.asarray(step, dtype=float)
-        warmup = peak * step / max(warmup_steps - 1, 1)
+        warmup = _warmup(step, start, peak, warmup_steps)
         progress = jnp.clip((step - warmup_steps) / cosine_steps, 0, 1)
         cosine = floor + (peak - floor) * (1 + jnp.cos(jnp.pi * progress)) / 2
         return jnp.where(step < warmup_steps, warmup, cosine)
 
     return schedule
+
+
+def warmup_drops(
+    peak: float,
+    drops: Sequence[int],
+    warmup_steps: int = 0,
+    start: float = 0.0,
+    factor: float = 0.2,
+) -> optax.Schedule:
+    """Linear warm-up as in `warmup_cosine`, then a constant that is cut to a part at some steps.
+
+    Args:
+      drops: steps from which the value is `factor` times what it was.
+    """
+
+    def schedule(step):
+        step = jnp.asarray(step, dtype=float)
+        value = peak * factor ** sum((step >= drop).astype(float) for drop in drops)
+        return jnp.where(step < warmup_steps, _warmup(step, start, peak, warmup_steps), value)
+
+    return schedule
+
+
+def _warmup(step, start, peak, warmup_steps):
+    return start + (peak - start) * step / max(warmup_steps - 1, 1)
 
 
 def is_due(every_epochs: int, step: int, steps_per_epoch: int) -> bool:

@@ -124,11 +124,11 @@ def make_train_step(
     objective = make_objective(method, networks, steps_per_epoch, seed, gradient_reduction)
 
     def train_step(state: TrainState, views: Views) -> tuple[TrainState, dict[str, jax.Array]]:
-        # The authors' order: the EMA network first takes in the parameters from *before* this
-        # step's update, then gives the targets.
-        rate = ema_rate(state.step)
-        shared = {name: state.params[name] for name in state.ema_params}
-        ema_params = optax.incremental_update(shared, state.ema_params, rate)
+        rate, ema_params = ema_rate(state.step), state.ema_params
+        if not method.ema_after_step:
+            # The authors' order: the EMA network first takes in the parameters from *before* this
+            # step's update, then gives the targets.
+            ema_params = _moved(ema_params, state.params, rate)
 
         grad = jax.value_and_grad(objective, has_aux=True)
         (loss, aux), gradients = grad(state.params, state, ema_params, views)
@@ -137,6 +137,8 @@ def make_train_step(
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
+        if method.ema_after_step:
+            ema_params = _moved(ema_params, params, rate)
         metrics = metrics | {
             "loss": loss,
             "learning_rate": learning_rate(state.step),
@@ -154,3 +156,8 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _moved(ema_params, params, rate):
+    shared = {name: params[name] for name in ema_params}
+    return optax.incremental_update(shared, ema_params, rate)
