@@ -24,6 +24,7 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)  # not the backends JAX looked for in vain
         log_to_terminal()
         try:
+            _check_locale()
             main(arguments)
         except (UserError, FloatingPointError) as error:
             sys.exit(_fail(error))
@@ -49,6 +50,15 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
         return rest + passed
 
     app.run(guarded, flags_parser=parse)
+
+
+def _check_locale() -> None:
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        raise UserError(
+            f"The locale's encoding is {encoding}, in which names of files cannot all be written: "
+            "set the environment variable PYTHONUTF8=1."
+        )
 
 
 def _reader_is_gone() -> bool:

@@ -241,6 +241,17 @@ def test_blocked_silhouette_equals_scikit_learn(n, num_clusters, block, num_devi
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
+def test_compare_features_of_two_images():
+    features, labels = np.eye(2, 5), np.array([0, 1])
+    table = clustering.compare_features({"raw": features}, labels)
+    assert table["raw"]["knn_top1"] in (0, 100) and table["raw"]["ari"] == 1
+
+
+def test_k_means_of_points_that_are_all_one_is_silent(recwarn):
+    scores = clustering.clustering(np.ones((9, 4)), np.arange(9) % 3)
+    assert scores["ari"] == 0 and not recwarn.list
+
+
 def test_compare_features_uses_the_fixed_split():
     bank, test = clustering.fixed_split(1797)
     assert (len(bank), len(test)) == (1437, 360)

@@ -1,6 +1,7 @@
 """The command line: a sentence and exit code 2 for every mistake, without a traceback."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,14 @@ def results(folder):
 @pytest.mark.parametrize("number", range(len(MISTAKES)), ids=lambda n: MISTAKES[n][0][0])
 def test_mistakes(folder, results, number):
     check(*results[number], MISTAKES[number][1], folder, folder / f"run{number}")
+
+
+def test_a_locale_without_utf8(tmp_path):
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = "-m", "resa_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}/run"
+    result = python(*command, env=os.environ | locale)
+    assert result.returncode == 2 and "set the environment variable PYTHONUTF8=1" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("overrides", "words"), ALONE)

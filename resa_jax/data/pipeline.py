@@ -5,9 +5,11 @@ decoded on access; neither changes what a batch holds.
 """
 
 import gc
+import multiprocessing
 import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -69,7 +71,7 @@ def batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its flags, also where no command parsed any
         stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_leave_signals
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_start_worker
         )
         stream = stream.map(_out_of_shared_memory)
         stream = grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=1)
@@ -218,10 +220,21 @@ def _batch(
     }
 
 
-def _leave_signals(index: int, count: int) -> None:
-    """In a worker: Ctrl-C reaches all processes of a terminal, and the main one decides."""
+def _start_worker(index: int, count: int) -> None:
+    """In a worker: Ctrl-C reaches all processes of a terminal, and the main one decides.
+
+    When that one is killed, the worker ends too, and with the last of them their shared memory.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _out_of_shared_memory(batch: Batch) -> Batch:

@@ -1,9 +1,12 @@
 """How well features cluster by class: silhouette, k-means, and a table comparing encoders."""
 
+import warnings
+
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Float, Int, Num
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
@@ -46,12 +49,21 @@ def clustering(
         )
     normalised = l2_normalize(features).astype(np.float32)
     silhouettes = silhouette_samples(normalised, labels)
-    means = KMeans(n_clusters=len(classes), n_init=num_init, random_state=seed)
+    clusters = k_means(normalised, len(classes), seed=seed, num_init=num_init).labels_
     return {
         "silhouette_mean": float(silhouettes.mean()),
         "silhouette_std": float(silhouettes.std()),
-        **partition_agreement(means.fit_predict(normalised), labels),
+        **partition_agreement(clusters, labels),
     }
+
+
+def k_means(
+    points: Float[np.ndarray, "n d"], number: int, *, seed: int, num_init: int = 10
+) -> KMeans:
+    """scikit-learn's k-means, fitted; silent where the points are fewer than the clusters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(number, n_init=num_init, random_state=seed).fit(points)
 
 
 def partition_agreement(
@@ -91,7 +103,8 @@ def compare_features(
     table = {}
     for name, features in rows.items():
         unit = l2_normalize(features)
-        scores = knn_cifar(unit[bank], labels[bank], unit[test], labels[test])
+        k = min(5, len(bank))
+        scores = knn_cifar(unit[bank], labels[bank], unit[test], labels[test], k=k)
         table[name] = clustering(features, labels, seed=seed) | {"knn_top1": scores["top1"]}
     return table
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from sklearn.cluster import KMeans
 
 from resa_jax.data.decode import BadImageError, Decoding, decode_image
 from resa_jax.data.sources import Source
 from resa_jax.encoder import Encoder
 from resa_jax.errors import UserError
+from resa_jax.evaluation.clustering import k_means
 from resa_jax.evaluation.knn import l2_normalize, nearest_neighbours
 from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.report.montage import montage
@@ -100,7 +100,7 @@ class Collection:
         if number > len(self.titles):
             raise UserError(f"--groups={number} is more than the {len(self.titles)} images.")
         unit = l2_normalize(self._encodings)
-        means = KMeans(number, n_init=10, random_state=seed).fit(unit)
+        means = k_means(unit, number, seed=seed)
         distances = np.linalg.norm(unit - means.cluster_centers_[means.labels_], axis=1)
         rows, strips, captions = [], [], []
         for group, members in enumerate(_by_size(means.labels_)):

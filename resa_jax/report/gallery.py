@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
-from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
 from resa_jax.data.sources import Source
 from resa_jax.encoder import load_encoder
+from resa_jax.evaluation.clustering import k_means
 from resa_jax.evaluation.features import extract
 from resa_jax.evaluation.knn import l2_normalize, nearest_neighbours
 from resa_jax.evaluation.preprocessing import Preprocessing
@@ -169,7 +169,7 @@ class Sample:
 
     def _strips(self, members, groups) -> str:
         unit = l2_normalize(self.features[members])
-        means = KMeans(groups, n_init=10, random_state=self.seed).fit(unit)
+        means = k_means(unit, groups, seed=self.seed)
         distances = np.linalg.norm(unit - means.cluster_centers_[means.labels_], axis=1)
         strips, captions = [], []
         for group in np.argsort(-np.bincount(means.labels_), kind="stable"):
