@@ -8,8 +8,17 @@ from collections.abc import Callable
 
 from absl import app, flags, logging as absl_logging
 
+from resa_jax.compile_cache import keep_programs
 from resa_jax.errors import UserError
 from resa_jax.schema import describe_fields
+
+
+_COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache",
+    None,
+    "Folder that keeps compiled programs for later commands, or none; default "
+    "JAX_COMPILATION_CACHE_DIR or ~/.cache/resa_jax.",
+)
 
 
 def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
@@ -25,6 +34,7 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
         log_to_terminal()
         try:
             _check_locale()
+            keep_programs(_COMPILE_CACHE.value, os.environ)
             main(arguments)
         except (UserError, FloatingPointError) as error:
             sys.exit(_fail(error))
@@ -86,7 +96,8 @@ def _help(overrides):
 
 
 def _flag_lines(command):
-    for flag in flags.FLAGS.get_key_flags_for_module(command):
+    own = flags.FLAGS.get_key_flags_for_module(command)
+    for flag in (*own, flags.FLAGS["compile_cache"]):
         default = "" if flag.default is None else f" (default {flag.default})"
         yield f"  --{flag.name}  {flag.help}{default}"
 
