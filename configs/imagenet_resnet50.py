@@ -38,6 +38,5 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.data.source = "tfds:imagenet2012"
     config.data.test_source = "tfds:imagenet2012@validation"
     config.data.resize = 256
-    config.data.workers = 16
     config.eval.every_epochs = 10
     return apply_smoke(config) if options.smoke else config

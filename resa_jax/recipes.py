@@ -76,7 +76,6 @@ def imagenet100_config(method: str = "resa") -> ConfigDict:
     config.precision = "bfloat16"
     config.encoder.name = "resnet18"
     config.data.resize = 256
-    config.data.workers = 8
     config.eval.every_epochs = 20
     return config
 
@@ -126,7 +125,7 @@ def apply_smoke(config: ConfigDict, **encoder) -> ConfigDict:
     config.warmup_steps = config.lr_drops = None
     small = _SMOKE | ({"output_size": 4} if config.method.name == "wmse" else {})
     config.method.update({name: n for name, n in small.items() if name in config.method})
-    config.data.update({"source": "digits", "test_source": None, "workers": 0, "classes": None})
+    config.data.update({"source": "digits", "test_source": None, "classes": None})
     config.data.long_tail = None
     config.eval.update({"max_images": 64, "batch_size": 32})
     config.encoder.update(encoder or {"width": 8})

@@ -133,7 +133,12 @@ class Data:
         None, Rule("1 or more, at most 1e+09", lambda x: 1 <= x <= 1e9), "largest class / smallest"
     )
     on_bad_image: Literal["error", "skip"] = field("error", "what an undecodable image does")
-    workers: int = field(2, not_negative(4096), "processes that decode", resumable=True)
+    workers: int | None = field(
+        None,
+        not_negative(4096),
+        "threads that decode; none or 0: one for each core that the process may use",
+        resumable=True,
+    )
 
 
 @dataclass(frozen=True)

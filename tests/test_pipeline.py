@@ -1,15 +1,21 @@
-"""Batches depend on (seed, step) alone: not on processes, workers, or where a run was resumed."""
+"""Batches depend on (seed, step) alone: not on processes, threads, or where a run was resumed."""
 
-import pickle
+import os
 import time
-from pathlib import Path
 
 import data_samples
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from resa_jax.data import pipeline
-from resa_jax.data.pipeline import BatchReader, batches, evaluation_batches, steps_per_epoch
+from resa_jax.data.pipeline import (
+    batches,
+    evaluation_batches,
+    steps_per_epoch,
+    usable_cores,
+)
 from resa_jax.data.sources import open_source
 from resa_jax.errors import UserError
 
@@ -26,7 +32,7 @@ def photographs(tmp_path_factory):
 
 
 def collect(source, **options):
-    defaults = {"batch_size": 4, "seed": 7, "start_step": 0, "num_steps": 6, "workers": 0}
+    defaults = {"batch_size": 4, "seed": 7, "start_step": 0, "num_steps": 6}
     with batches(source, **(defaults | options)) as iterator:
         return list(iterator)
 
@@ -92,7 +98,7 @@ def test_resumed_batches_are_those_of_the_unbroken_run(photographs, start_step):
 
 
 def test_a_finished_run_has_no_batches(photographs):
-    assert collect(photographs, start_step=6) == collect(photographs, start_step=6, workers=2) == []
+    assert collect(photographs, start_step=6) == []
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
@@ -109,58 +115,60 @@ def test_processes_share_the_global_batch_in_order(photographs, digits, process_
                 np.testing.assert_array_equal(batch[name], joined)
 
 
-def test_workers_do_not_change_the_batches(photographs, recwarn):
+def test_threads_do_not_change_the_batches(photographs, recwarn):
     # From a step inside the first epoch into the second.
     options = {"num_steps": 7, "start_step": 1}
-    assert_same(collect(photographs, **options), collect(photographs, **options, workers=2))
+    one, three, default = (collect(photographs, **options, workers=n) for n in (1, 3, None))
+    assert_same(one, three)
+    assert_same(one, default)
     assert not [str(w.message) for w in recwarn.list]
 
 
-def test_workers_leave_nothing_in_shared_memory(photographs, monkeypatch):
-    names, copy = [], pipeline._out_of_shared_memory
+def test_memory_is_used_again_once_nobody_has_it(photographs):
+    """What is still referred to, by a view of a view or by JAX, keeps its pixels."""
+    whole = collect(photographs, num_steps=40)  # all held at once, so in memory of their own
+    with batches(photographs, batch_size=4, seed=7, start_step=0, num_steps=40) as stream:
+        held, places = [], set()
+        for step, batch in enumerate(stream):
+            places.add(batch["images"].ctypes.data)
+            if step % 7 == 0:
+                held.append((step, batch["images"][1:][0, ::2]))
+            if step % 7 == 1:
+                held.append((step, jnp.asarray(batch["images"])[1, ::2]))
+                held.append((step, jax.device_put(batch["images"])))
+            np.testing.assert_array_equal(batch["images"], whole[step]["images"])
+    assert len(places) < 35
+    for step, pixels in held:
+        expected = whole[step]["images"]
+        expected = expected if pixels.ndim == 4 else expected[1, ::2]
+        np.testing.assert_array_equal(pixels, expected)
 
-    def noting_names(batch):
-        names.append(batch["images"].metadata.name)
-        return copy(batch)
 
-    monkeypatch.setattr(pipeline, "_out_of_shared_memory", noting_names)
-    collect(photographs, num_steps=3, workers=1)
-    assert len(names) == 3
-    assert not any((Path("/dev/shm") / name).exists() for name in names)
+def test_a_quota_counts_as_fewer_cores(tmp_path, monkeypatch):
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr(pipeline, "_QUOTA", limit)
+    cores = len(os.sched_getaffinity(0))
+    for text, expected in (("max 100000", cores), ("50000 100000", 1), ("9900000 100000", cores)):
+        limit.write_text(text + "\n")
+        assert usable_cores() == expected
 
 
-def test_workers_can_be_stopped_early(photographs):
-    with batches(
-        photographs, batch_size=4, seed=0, start_step=0, num_steps=1000, workers=1
-    ) as iterator:
+def test_reading_can_be_stopped_early(photographs):
+    with batches(photographs, batch_size=4, seed=0, start_step=0, num_steps=1000) as iterator:
         assert next(iterator)["images"].any()
     with pytest.raises(StopIteration):
         next(iterator)
 
 
-def test_sources_in_memory_use_no_workers(digits, monkeypatch):
-    monkeypatch.setattr(pipeline, "_refuse_small_shared_memory", pytest.fail)
-    assert len(collect(digits, workers=4)) == 6
-
-
-def test_readers_can_be_sent_to_workers(photographs):
-    reader = BatchReader(photographs, 4, 6, 0, 0, 1, threads=2)
-    before = reader[5]  # starts its threads
-    assert_same([before], [pickle.loads(pickle.dumps(reader))[5]])
-
-
 def test_a_bad_image_stops_the_run_with_its_name(tmp_path):
     source = with_bad_images(tmp_path, on_bad_image="error")
-    for workers in (0, 1):
-        with pytest.raises(UserError, match=r"bad_0\.jpg cannot be decoded.*on_bad_image"):
-            collect(source, num_steps=8, workers=workers)
+    with pytest.raises(UserError, match=r"bad_0\.jpg cannot be decoded.*on_bad_image"):
+        collect(source, num_steps=8)
 
 
 def test_skipped_images_are_replaced_and_counted(tmp_path):
     source = with_bad_images(tmp_path, on_bad_image="skip")
-    results = collect(source, num_steps=1, batch_size=8)
-    assert_same(results, collect(source, num_steps=1, batch_size=8, workers=1))
-    (batch,) = results
+    (batch,) = collect(source, num_steps=1, batch_size=8)
     # Sorted, the bad files come first and are replaced by the image after them, of index 2.
     assert batch["num_bad"] == 3
     assert sorted(batch["indices"]) == [2, 2, 2, 3, 4, 5, 6, 7]
@@ -218,20 +226,11 @@ def test_batches_of_impossible_size_are_refused(digits):
         collect(digits, batch_size=8, process_count=3)
 
 
-def test_too_little_shared_memory_is_refused(photographs, monkeypatch):
-    class Full:
-        f_bavail, f_frsize = 10, 4096
-
-    monkeypatch.setattr(pipeline.os, "statvfs", lambda path: Full)
-    with pytest.raises(UserError, match=r"data\.workers=2 needs .* of shared memory"):
-        collect(photographs, workers=2)
-
-
 def test_batches_are_read_ahead(photographs, monkeypatch):
     loaded = []
     load = photographs.load
     monkeypatch.setattr(photographs, "load", lambda index: loaded.append(index) or load(index))
-    with batches(photographs, batch_size=4, seed=0, start_step=0, num_steps=100, workers=0):
+    with batches(photographs, batch_size=4, seed=0, start_step=0, num_steps=100):
         deadline = time.monotonic() + 20
         while len(loaded) < 8 and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -3,6 +3,7 @@
 import functools
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +14,13 @@ from PIL import Image, UnidentifiedImageError
 
 # Here `Decoding.max_pixels` is the bound.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # then the image is taken as upright
 
 # What Pillow may take a file for, whatever its ending: nothing that starts another program, as
 # PostScript does, or that no camera or browser writes.
 _FORMATS = (
     *("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA"),
 )
-# What can turn a JPEG: Pillow reads the orientation from EXIF and, failing that, from XMP.
-_ORIENTATION_MARKS = (b"Exif\x00", b"tiff:Orientation")
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,7 +60,8 @@ def decode_image(data: bytes, how: Decoding) -> UInt8[np.ndarray, "h w 3"]:
     antialiased resampling with the Hamming filter, which keeps more detail than the bilinear one.
 
     Gray, palette, CMYK and transparent images become RGB as Pillow's `convert` has it (transparency
-    is dropped); gray of 16 bits is scaled by 255 / `how.gray_max`. The EXIF orientation is applied.
+    is dropped); gray of 16 bits is scaled by 255 / `how.gray_max`. The EXIF orientation is applied,
+    unless the EXIF data are damaged.
     Of an animation the first frame is taken. The pixels are those of Pillow: its JPEG decoder is
     the same library.
 
@@ -68,10 +69,11 @@ def decode_image(data: bytes, how: Decoding) -> UInt8[np.ndarray, "h w 3"]:
       BadImageError: the data are damaged, cut off, too large, or no image with 8 or 16 bits a
         channel.
     """
-    if data[:2] == b"\xff\xd8" and not any(mark in data for mark in _ORIENTATION_MARKS):
+    is_jpeg = data[:2] == b"\xff\xd8"
+    if is_jpeg and (orientation := _jpeg_orientation(data)) is not None:
         image = _decode_plain_jpeg(data, how)
         if image is not None:
-            return image
+            return _turned(image, orientation)
     try:
         with _open(io.BytesIO(data)) as picture:
             return _decode_with_pillow(picture, how)
@@ -161,6 +163,47 @@ def _decode_plain_jpeg(data: bytes, how: Decoding) -> UInt8[np.ndarray, "h w 3"]
     return _resize(image, _fitting_size(width, height, how.canvas))
 
 
+def _jpeg_orientation(data: bytes) -> int | None:
+    """The EXIF orientation, from the segments before the image; None leaves it to Pillow.
+
+    1 where there is none. XMP, which Pillow asks failing EXIF, is left to Pillow.
+    """
+    start, exif = 2, b""
+    while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] != b"\xda":
+        length = int.from_bytes(data[start + 2 : start + 4], "big")
+        if data[start + 1] == 0xE1:  # APP1
+            segment = data[start + 4 : start + 2 + length]
+            if segment.startswith(b"Exif\x00\x00"):
+                exif = exif or segment
+            elif b"tiff:Orientation" in segment:
+                return None
+        start += 2 + length
+    return _orientation_of(exif) if exif else 1
+
+
+@functools.lru_cache(64)
+def _orientation_of(exif: bytes) -> int:
+    def read():
+        tags = Image.Exif()
+        tags.load(exif)
+        return tags
+
+    return _upright_if_damaged(read)
+
+
+def _upright_if_damaged(read: Callable[[], Image.Exif]) -> int:
+    try:
+        return read().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # almost anything; the pixels are whole
+        return 1
+
+
+def _turned(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "a b 3"]:
+    if orientation not in _UPRIGHT:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+
+
 def _dct_factor(long_side: int, canvas: int) -> int:
     return max(factor for factor in (1, 2, 4, 8) if factor == 1 or long_side >= factor * canvas)
 
@@ -173,11 +216,8 @@ def _decode_with_pillow(image: Image.Image, how: Decoding) -> UInt8[np.ndarray, 
         if factor > 1:
             image.draft(None, (max(image.width // factor, 1), max(image.height // factor, 1)))
     image.load()
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)  # Pillow itself turns a TIFF on loading
-    pixels = _resize(np.asarray(_to_rgb(image, how.gray_max)), size)
-    if orientation in _UPRIGHT:
-        return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
-    return pixels
+    orientation = _upright_if_damaged(image.getexif)  # Pillow itself turns a TIFF on loading
+    return _turned(_resize(np.asarray(_to_rgb(image, how.gray_max)), size), orientation)
 
 
 def _to_rgb(image: Image.Image, gray_max: int) -> Image.Image:

@@ -1,24 +1,20 @@
 """Batches on the host: batch i is a pure function of (seed, i), whoever computes it.
 
-The host only decodes. grain reads ahead, in a thread, or in worker processes where images are
-decoded on access; neither changes what a batch holds.
+The host only decodes, in threads, since decoding releases Python's lock. grain reads ahead; neither
+that nor the number of threads changes what a batch holds.
 """
 
-import gc
-import multiprocessing
+import math
 import os
-import re
-import signal
-import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
-from grain.multiprocessing import SharedMemoryArray
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from resa_jax.data.check import check_batch_size
 from resa_jax.data.images import MemoryImages
@@ -27,6 +23,9 @@ from resa_jax.errors import UserError
 
 
 Batch = dict[str, Any]  # arrays by name, as `BatchReader` says, and the count `num_bad`
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+# Two batches at a time, so that no thread idles while the last image of one is decoded.
+_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -41,7 +40,7 @@ def batches(
     seed: int,
     start_step: int,
     num_steps: int,
-    workers: int,
+    workers: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> "BatchIterator":
@@ -49,33 +48,17 @@ def batches(
 
     Args:
       batch_size: of the global batch. This process gets its `batch_size // process_count` rows.
-      workers: processes that decode, each of them whole batches. 0 decodes in threads of this
-        process. Sources in memory use no worker.
+      workers: threads that decode; None or 0: as many as `usable_cores`.
 
     Raises:
-      UserError: the batch exceeds the source or does not divide among the processes, or the shared
-        memory cannot hold the workers' batches.
+      UserError: the batch exceeds the source or does not divide among the processes.
     """
     check_batch_size(batch_size, len(source), "the source")
-    workers = 0 if source.in_memory else workers
-    threads = max(1, (os.cpu_count() or 1) // max(1, workers))
+    threads = workers or usable_cores()
     reader = BatchReader(
         source, batch_size, num_steps, seed, process_index, process_count, threads=threads
     )
-    dataset = grain.MapDataset.source(reader)[start_step:]
-    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else 2)
-    stream = dataset.to_iter_dataset(ahead)
-    if workers and len(dataset):
-        workers = min(workers, len(dataset))
-        _refuse_small_shared_memory(workers, reader.num_bytes)
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads its flags, also where no command parsed any
-        stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_start_worker
-        )
-        stream = stream.map(_out_of_shared_memory)
-        stream = grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=1)
-    return BatchIterator(stream, has_workers=workers > 0)
+    return BatchIterator(grain.MapDataset.source(reader)[start_step:].to_iter_dataset(_AHEAD))
 
 
 def evaluation_batches(
@@ -96,14 +79,18 @@ def evaluation_batches(
     """
     rows = np.arange(len(source)) if rows is None else rows
     num_steps = -(-len(rows) // batch_size)
-    threads = os.cpu_count() or 1
     reader = BatchReader(
-        source, batch_size, num_steps, rows, process_index, process_count, threads=threads
+        source, batch_size, num_steps, rows, process_index, process_count, threads=usable_cores()
     )
-    dataset = grain.MapDataset.source(reader)
-    return BatchIterator(
-        dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    )
+    return BatchIterator(grain.MapDataset.source(reader).to_iter_dataset(_AHEAD))
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: by its affinity, and by its control group's quota."""
+    linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+    quota, period = _QUOTA.read_text().split() if _QUOTA.is_file() else ("max", "1")
+    return cores if quota == "max" else min(cores, math.ceil(int(quota) / int(period)))
 
 
 class BatchReader:
@@ -140,23 +127,15 @@ class BatchReader:
         self._order = order
         rows = batch_size // process_count
         self._rows = slice(process_index * rows, (process_index + 1) * rows)
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._canvases = Canvases(rows, source.canvas)
         self._permutation: tuple[int, np.ndarray] | None = None  # of the latest epoch
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pool": None, "_permutation": None}
 
     def __len__(self) -> int:
         return self._num_steps
 
     def __repr__(self) -> str:  # grain prints it; the default would print an address
         return f"BatchReader({len(self._source)} images, {self._num_steps} steps)"
-
-    @property
-    def num_bytes(self) -> int:
-        """The size of one batch's images."""
-        return (self._rows.stop - self._rows.start) * self._source.canvas**2 * 3
 
     def __getitem__(self, step: int) -> Batch:
         indices = self._global_indices(step)[self._rows]
@@ -190,20 +169,23 @@ class BatchReader:
 
     def _decode(self, indices: np.ndarray) -> Batch:
         canvas = self._source.canvas
-        images = np.zeros((len(indices), canvas, canvas, 3), np.uint8)
+        images, used_before = self._canvases.take()
         sizes = np.full((len(indices), 2), canvas, np.int32)
         labels, used = np.full(len(indices), -1, np.int32), np.full(len(indices), -1, np.int32)
 
         def load(row: int) -> int:
+            old_height, old_width = used_before[row]
             if indices[row] < 0:
+                images[row, :old_height, :old_width] = used_before[row] = 0
                 return 0
             image, labels[row], used[row], num_bad = self._source.load(int(indices[row]))
             height, width = sizes[row] = image.shape[:2]
             images[row, :height, :width] = image
+            images[row, :height, width:old_width] = 0
+            images[row, height:old_height, :old_width] = 0
+            used_before[row] = height, width
             return num_bad
 
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         num_bad = sum(self._pool.map(load, range(len(indices))))
         return _batch(images, sizes, labels, used, num_bad)
 
@@ -220,44 +202,38 @@ def _batch(
     }
 
 
-def _start_worker(index: int, count: int) -> None:
-    """In a worker: Ctrl-C reaches all processes of a terminal, and the main one decides.
+class Canvases:
+    """Memory for a batch's images, used again once nothing refers to the array that had it.
 
-    When that one is killed, the worker ends too, and with the last of them their shared memory.
+    Fresh memory costs more than the copying: the system hands it out page by page.
     """
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    def __init__(self, count: int, canvas: int):
+        self._shape = count, canvas, canvas, 3
+        self._free: list[tuple[bytearray, np.ndarray]] = []
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    def take(self) -> tuple[UInt8[np.ndarray, "b c c 3"], Int[np.ndarray, "b 2"]]:
+        """An array, and how much of each row's canvas, from the top left, may be other than 0.
 
-
-def _out_of_shared_memory(batch: Batch) -> Batch:
-    """Copies a worker's batch and gives its memory back at once.
-
-    grain does that when the arrays are freed, which the last ones of each worker never are.
-    """
-    copy = {}
-    for name, value in batch.items():
-        copy[name] = np.array(value) if isinstance(value, np.ndarray) else value
-        if isinstance(value, SharedMemoryArray):
-            value.metadata.close_and_unlink_shm()
-            value._unlink_on_del = False
-    return copy
+        The second is to be kept up to date.
+        """
+        try:
+            memory, used = self._free.pop()
+        except IndexError:
+            memory = bytearray(math.prod(self._shape))
+            used = np.zeros((self._shape[0], 2), np.int64)
+        # Views of the array refer to its base, an array too, and not to the memory below.
+        array = np.frombuffer(memory, np.uint8).reshape(self._shape)
+        weakref.finalize(array.base, self._free.append, (memory, used))
+        return array, used
 
 
 class BatchIterator:
-    """Iterates over batches; `close`, or leaving the `with` block, ends the workers."""
+    """Iterates over batches; `close`, or leaving the `with` block, ends the reading ahead."""
 
-    def __init__(self, stream: grain.IterDataset, has_workers: bool = False):
-        self._has_workers = has_workers
+    def __init__(self, stream: grain.IterDataset):
         self._iterator: grain.DatasetIterator | None = iter(stream)
-        self._iterator.start_prefetch()  # workers start while the caller compiles its step
+        self._iterator.start_prefetch()  # batches are made while the caller compiles its step
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -265,44 +241,15 @@ class BatchIterator:
     def __next__(self) -> Batch:
         if self._iterator is None:
             raise StopIteration
-        try:
-            return next(self._iterator)
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):  # grain has no type for it
-                raise
-            code = re.search(r"exit code (-?\d+)", str(error))
-            raise UserError(
-                f"A process that decodes images has died (exit code {code[1] if code else '?'}; -9 "
-                "is mostly the system's answer to a lack of memory). Take fewer data.workers, or a "
-                "machine with more memory. The same command goes on after the last checkpoint."
-            ) from error
+        return next(self._iterator)
 
     def close(self) -> None:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
-            if self._has_workers:
-                # The workers' queues lie in reference cycles. Collected at some later time, in the
-                # middle of other multiprocessing calls, their semaphores could leak (Python 3.12).
-                gc.collect()
 
     def __enter__(self) -> "BatchIterator":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _refuse_small_shared_memory(workers: int, batch_bytes: int) -> None:
-    """grain hands batches over in shared memory, and a process that fills that up is killed."""
-    if not os.path.isdir("/dev/shm"):
-        return
-    status = os.statvfs("/dev/shm")
-    free = status.f_bavail * status.f_frsize
-    needed = 3 * workers * batch_bytes  # made, waiting, and in use
-    if needed > free:
-        raise UserError(
-            f"data.workers={workers} needs about {needed / 2**30:.1f} GiB of shared memory for its "
-            f"batches, and /dev/shm has {free / 2**30:.1f} GiB free. Enlarge it (docker run "
-            "--shm-size), or take fewer workers; data.workers=0 decodes in threads and needs none."
-        )

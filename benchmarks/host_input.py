@@ -1,0 +1,206 @@
+"""How fast the host delivers images, beside JPEG decoding alone and the authors' PIL chain.
+
+python -m benchmarks.host_input --source=folder:DIR --output=FILE.json [--batch_size=64]
+[--repeats=5]
+
+All figures are of one process on the cores that it may use, medians of the repeats, which take
+turns. In images per second:
+  decode_images_per_second: `simplejpeg.decode_jpeg` of the files' bytes from memory, at full size,
+    in as many threads as there are cores.
+  pipeline_images_per_second: `resa_jax.data.pipeline.batches`, from the files to batches, as the
+    ImageNet recipes set it.
+  pipeline_with_augmentation_images_per_second: the same, and the recipe's two views on the device
+    (here mostly a CPU, which then has to do both).
+  peer_images_per_second: two views as the authors' torchvision transforms make them with PIL, one
+    process a core.
+consumer_us_per_image is the CPU time of the thread that takes the batches; overhead_us_per_image is
+the CPU time of the whole process for an image, less that of decoding alone.
+"""
+
+import io
+import json
+import multiprocessing
+import random
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import simplejpeg
+from absl import flags
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from resa_jax.cli import run
+from resa_jax.config import load_config
+from resa_jax.data.augment import augment
+from resa_jax.data.images import FolderImages
+from resa_jax.data.pipeline import batches, usable_cores
+from resa_jax.data.sources import open_source
+from resa_jax.data.view import View
+
+
+_SOURCE = flags.DEFINE_string("source", None, "folder:DIR of JPEG photographs.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.", required=True)
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Passes of each kind.", lower_bound=1)
+
+
+def main(arguments: list[str]) -> None:
+    """Measures and writes the file."""
+    del arguments
+    config = load_config("configs/imagenet_vits.py", [f"data.source={_SOURCE.value}"])
+    source = open_source(_SOURCE.value)
+    images = source.images
+    assert isinstance(images, FolderImages)
+    data = [Path(path).read_bytes() for path in images.paths]
+    jpegs = [d for d in data if d[:2] == b"\xff\xd8" and _is_color(d)]
+    steps = len(source) // _BATCH.value
+
+    def decode():
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            list(pool.map(simplejpeg.decode_jpeg, jpegs))
+        return len(jpegs)
+
+    def pipeline(consume=lambda batch: None):
+        options = {"batch_size": _BATCH.value, "seed": 0, "start_step": 0, "num_steps": steps}
+        with batches(source, workers=config.data.workers, **options) as stream:
+            for batch in stream:
+                consume(batch)
+        return steps * _BATCH.value
+
+    views = tuple(View(**view) for view in config.views)
+    mean, std = config.data.mean, config.data.std
+    make_views = jax.jit(lambda key, *batch: augment(key, *batch, views, mean, std))
+
+    def with_augmentation():
+        take = lambda b: jax.block_until_ready(
+            make_views(jax.random.key(0), b["images"], b["sizes"])
+        )
+        return pipeline(take)
+
+    def peer():
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(usable_cores(), spawn) as pool:
+            list(pool.map(_two_views, data, chunksize=16))
+        return len(data)
+
+    kinds = {
+        "decode": decode,
+        "pipeline": pipeline,
+        "pipeline_with_augmentation": with_augmentation,
+        "peer": peer,
+    }
+    passes: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
+    for number in range(_REPEATS.value + 1):  # the first one warms up
+        for name, function in kinds.items():
+            figures = _timed(function)
+            if number:
+                passes[name].append(figures)
+    median = {
+        name: {key: statistics.median(p[key] for p in some) for key in some[0]}
+        for name, some in passes.items()
+    }
+    rates = {f"{name}_images_per_second": f["rate"] for name, f in median.items()}
+    result: dict[str, Any] = rates | {
+        "pipeline_of_decode": median["pipeline"]["rate"] / median["decode"]["rate"],
+        "pipeline_of_peer": median["pipeline"]["rate"] / median["peer"]["rate"],
+        "consumer_us_per_image": median["pipeline"]["thread_us"],
+        "overhead_us_per_image": median["pipeline"]["cpu_us"] - median["decode"]["cpu_us"],
+        "images": len(data),
+        "batch_size": _BATCH.value,
+        "cores": usable_cores(),
+        "workers": config.data.workers,
+        "repeats": _REPEATS.value,
+        "machine": _machine(),
+    }
+    Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def _machine():
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if "model name" in line]
+    packages = ("jax", "grain", "numpy", "pillow", "simplejpeg")
+    return {"cpu": names[0] if names else "unknown"} | {name: version(name) for name in packages}
+
+
+def _timed(function):
+    wall, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
+    count = function()
+    return {
+        "rate": count / (time.perf_counter() - wall),
+        "cpu_us": (time.process_time() - cpu) / count * 1e6,
+        "thread_us": (time.thread_time() - thread) / count * 1e6,
+    }
+
+
+def _is_color(data):
+    try:
+        return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
+    except ValueError:
+        return False
+
+
+def _two_views(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The weak and the standard view of imagenet_vits, by PIL, normalised as torchvision does."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    weak = _flip(_resized_crop(image, Image.Resampling.BILINEAR))
+    standard = _resized_crop(image, Image.Resampling.BICUBIC)
+    if random.random() < 0.8:
+        jitters = [
+            lambda x: ImageEnhance.Brightness(x).enhance(random.uniform(0.6, 1.4)),
+            lambda x: ImageEnhance.Contrast(x).enhance(random.uniform(0.6, 1.4)),
+            lambda x: ImageEnhance.Color(x).enhance(random.uniform(0.8, 1.2)),
+            _hue,
+        ]
+        random.shuffle(jitters)
+        for jitter in jitters:
+            standard = jitter(standard)
+    if random.random() < 0.2:
+        standard = ImageOps.grayscale(standard).convert("RGB")
+    if random.random() < 0.5:
+        standard = standard.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+    if random.random() < 0.2:
+        standard = ImageOps.solarize(standard, 128)
+    return _normalized(weak), _normalized(_flip(standard))
+
+
+def _resized_crop(image, filter_):
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * random.uniform(0.2, 1.0)
+        ratio = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if w <= width and h <= height:
+            left, top = random.randint(0, width - w), random.randint(0, height - h)
+            return image.crop((left, top, left + w, top + h)).resize((224, 224), filter_)
+    side = min(width, height)
+    return ImageOps.fit(image, (side, side)).resize((224, 224), filter_)
+
+
+def _flip(image):
+    return ImageOps.mirror(image) if random.random() < 0.5 else image
+
+
+def _hue(image):
+    h, s, v = image.convert("HSV").split()
+    turned = (np.array(h, np.uint8) + np.uint8(random.uniform(-0.1, 0.1) * 255 % 256)).astype(
+        np.uint8
+    )
+    return Image.merge("HSV", (Image.fromarray(turned), s, v)).convert("RGB")
+
+
+def _normalized(image):
+    pixels = np.asarray(image, np.float32).transpose(2, 0, 1) / 255
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return (pixels - np.array(mean, np.float32)[:, None, None]) / np.array(std, np.float32)[
+        :, None, None
+    ]
+
+
+if __name__ == "__main__":
+    run(main)
