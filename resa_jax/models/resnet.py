@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from resa_jax.models.convolution import convolution
 from resa_jax.models.layers import (
     CONVOLUTIONS,
     BatchNorm,
@@ -40,6 +41,7 @@ def conv(
         kernel_init=kernel_init,
         dtype=dtype,
         precision=CONVOLUTIONS,
+        conv_general_dilated=convolution,
         rngs=rngs,
     )
 
