@@ -17,6 +17,12 @@ from jaxtyping import Array, Float
 from resa_jax.fields import field, positive
 from resa_jax.methods.health import spread
 from resa_jax.methods.interface import Heads, Method, Moment, Outputs
+from resa_jax.methods.resa_blocks import (
+    assignment_figures,
+    block_size,
+    blocked_resa_loss,
+    sinkhorn_potentials,
+)
 from resa_jax.methods.similarity import at_least_float32, cosine_similarity
 from resa_jax.models.heads import HEADS
 
@@ -134,9 +140,13 @@ class ReSA(Method):
         `assignment_entropy` the mean entropy of a row in nats (ln m when uniform); `kl` is the loss
         minus that entropy, 0 at least; and `spread` of the first view's predictions.
         """
-        target_or_self = online if target is None else target
+        weak, other = self._assigned(online, online if target is None else target)
+        devices = max(jax.sharding.get_abstract_mesh().size, 1)
+        block = block_size(len(weak), devices)
+        if block is not None and target is not None:
+            return self._in_blocks(online, target, weak, other, buffers, block)
         with jax.named_scope("assignment"):
-            assignment = self.assign(online, target_or_self)
+            assignment = sinkhorn_knopp(cosine_similarity(weak, other), self.epsilon)
         with jax.named_scope("loss"):
             if target is None:
                 loss = self._plain_loss(online.predictions, assignment)
@@ -149,22 +159,44 @@ class ReSA(Method):
                     self.symmetric,
                 )
         entropy = -jnp.mean(jnp.sum(jax.scipy.special.xlogy(assignment, assignment), axis=1))
+        metrics = self._metrics(loss, jnp.mean(jnp.diagonal(assignment)), entropy, online)
+        return loss, buffers, metrics
+
+    def _in_blocks(self, online, target, weak, other, buffers, block):
+        with jax.named_scope("assignment"):
+            potentials = sinkhorn_potentials(weak, other, self.epsilon, block)
+            diagonal, entropy = assignment_figures(potentials, block)
+        with jax.named_scope("loss"):
+            loss = blocked_resa_loss(
+                online.predictions,
+                target.predictions,
+                potentials,
+                block,
+                self.temperature,
+                self.symmetric,
+            )
+        return loss, buffers, self._metrics(loss, diagonal, entropy, online)
+
+    def _metrics(self, loss, diagonal, entropy, online):
         metrics = {
-            "assignment_diagonal": jnp.mean(jnp.diagonal(assignment)),
+            "assignment_diagonal": diagonal,
             "assignment_entropy": entropy,
             "kl": jax.lax.stop_gradient(loss) - entropy,
         }
-        return loss, buffers, metrics | spread(online.predictions[0], assignment.dtype)
+        return metrics | spread(online.predictions[0], entropy.dtype)
 
     def assign(self, online: Outputs, target: Outputs) -> Float[Array, "m m"]:
         """The assignment of the weak view; no gradient flows through it."""
-        weak, other = {
+        return sinkhorn_knopp(cosine_similarity(*self._assigned(online, target)), self.epsilon)
+
+    def _assigned(self, online, target):
+        """What the assignment compares, of the weak view."""
+        pair = {
             "encoding": (online.encodings[0], target.encodings[0]),
             "embedding": (online.predictions[0], target.predictions[0]),
             "momentum": (target.encodings[0], target.encodings[0]),
         }[self.assignment]
-        weak, other = jax.lax.stop_gradient((weak, other))
-        return sinkhorn_knopp(cosine_similarity(weak, other), self.epsilon)
+        return jax.lax.stop_gradient(pair)
 
     def _plain_loss(self, embeddings, assignment):
         # Table 11 without a momentum network: each pair of views once, both sides learn.
