@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> None:
     if "auto" in (config.data.mean, config.data.std):  # a run takes them from its data
         config.data.update({"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)})
     mesh = create_mesh(topology_devices(_PLATFORM.value, _TOPOLOGY.value, _SLICES.value))
-    check_divisible(config.batch_size, mesh)
+    check_divisible(config.batch_size, mesh, config.micro_batches)
     result = {
         "command": " ".join(["python -m benchmarks.aot", *sys.argv[1:]]),
         "device": mesh.devices.flat[0].device_kind,

@@ -56,6 +56,12 @@ class Top:
     gradient_reduction: Literal["float32", "bfloat16"] = field(
         "float32", "of the gradients' sum over devices; bfloat16 sends half the bytes"
     )
+    micro_batches: int = field(
+        1,
+        positive(1e6),
+        "parts of the batch that the networks run one after the other, for memory; the loss is of "
+        "the whole batch, BatchNorm's statistics of a part",
+    )
     sharding: Literal["dp", "fsdp"] = field(
         "dp", "whole parameters on every device, or large ones split", resumable=True
     )

@@ -48,14 +48,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def check_divisible(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a global batch that the devices do not divide."""
-    if batch_size % mesh.size:
-        below = batch_size // mesh.size * mesh.size
-        sizes = f"{below} or {below + mesh.size}" if below else mesh.size
+def check_divisible(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+    """Refuses a global batch that the devices, or their micro-batches, do not divide."""
+    parts = mesh.size * micro_batches
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        sizes = f"{below} or {below + parts}" if below else parts
+        micro = f" in {micro_batches} micro-batches each" if micro_batches > 1 else ""
         raise UserError(
-            f"config.batch_size is {batch_size}, which the {mesh.size} devices do not divide; "
-            f"{sizes} would do."
+            f"config.batch_size is {batch_size}, which the {mesh.size} devices{micro} do not "
+            f"divide; {sizes} would do."
         )
 
 

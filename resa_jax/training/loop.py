@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
     """
     clock = WallTime()
     mesh = create_mesh()
-    check_divisible(config.batch_size, mesh)
+    check_divisible(config.batch_size, mesh, config.micro_batches)
     lock = locked(workdir) if jax.process_index() == 0 else nullcontext()
     with jax.set_mesh(mesh), lock:
         # Data: batch i is a function of (seed, i) alone, so the step restarts the stream.

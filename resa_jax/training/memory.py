@@ -68,6 +68,7 @@ def _remedies(config):
         "more devices": True,
         "config.precision=bfloat16": config.precision != "bfloat16",
         "config.encoder.remat=true": not config.encoder.remat,
+        f"config.micro_batches={2 * config.micro_batches}": config.batch_size > 1,
         "config.sharding=fsdp": config.sharding != "fsdp",
     }
     *some, last = [remedy for remedy, helps in remedies.items() if helps]

@@ -263,8 +263,9 @@ def last_metrics(workdir: AnyPath) -> dict[str, int | float]:
 def describe(config: ConfigDict, mesh: Mesh, images: int, total_steps: int, memory: int) -> str:
     """A line that says what is about to run, and where; `memory` in bytes a device."""
     kinds = sorted({device.device_kind for device in mesh.devices.flat})
+    micro = "" if config.micro_batches == 1 else f" in {config.micro_batches} micro-batches"
     return (
         f"{config.method.name}, {config.encoder.name} on {images} images of {config.data.source}: "
-        f"{total_steps} steps of {config.batch_size} images on {mesh.size} x "
+        f"{total_steps} steps of {config.batch_size} images{micro} on {mesh.size} x "
         f"{' and '.join(kinds)}, {jax.process_count()} process(es), {gibibytes(memory)} a device."
     )

@@ -93,6 +93,7 @@ def forward(
     batch_stats: dict[str, Any],
     views: Views,
     reduction: str = "float32",
+    micro_batches: int = 1,
 ) -> tuple[Outputs, dict[str, Any]]:
     """Runs a network over the views in train mode, each device on its own rows.
 
@@ -105,6 +106,10 @@ def forward(
     Args:
       reduction: dtype in which the gradient of the parameters, which a device adds up over its rows
         and all views in their own dtype, is summed over the devices, once.
+      micro_batches: parts that a device runs its rows in, one after the other, keeping of each its
+        outputs alone; the backward pass runs it again (Gao et al., "Scaling Deep Contrastive
+        Learning Batch Size under Memory Limited Setup", 2021). BatchNorm's statistics are then
+        those of a part.
 
     Returns:
       What it gave for each view, and the moved `batch_stats`.
@@ -113,14 +118,23 @@ def forward(
     shared = {name: tree for name, tree in params.items() if name != "own"}
 
     def local(params, batch_stats, views):
-        network = nnx.merge(graphdef, for_each_device(params, reduction), batch_stats)
-        if jax.tree.leaves(batch_stats):
-            outputs = network.views(views)
-        else:
-            outputs = _forward_concatenated(network, views)
-        return tuple(zip(*outputs, strict=True)), nnx.to_pure_dict(
-            nnx.state(network, nnx.BatchStat)
-        )
+        params = for_each_device(params, reduction)
+
+        def run(batch_stats, views):
+            network = nnx.merge(graphdef, params, batch_stats)
+            if jax.tree.leaves(batch_stats):
+                outputs = network.views(views)
+            else:
+                outputs = _forward_concatenated(network, views)
+            moved = nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+            return moved, tuple(zip(*outputs, strict=True))
+
+        if micro_batches == 1:
+            batch_stats, outputs = run(batch_stats, views)
+            return outputs, batch_stats
+        parts = tuple(view.reshape(micro_batches, -1, *view.shape[1:]) for view in views)
+        batch_stats, outputs = jax.lax.scan(jax.checkpoint(run), batch_stats, parts)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs), batch_stats
 
     with jax.named_scope("forward"):
         (encodings, embeddings, predictions), batch_stats = on_each_device(local)(

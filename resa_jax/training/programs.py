@@ -84,6 +84,7 @@ def create_step(
         steps_per_epoch=steps_per_epoch,
         seed=config.seed,
         gradient_reduction=config.gradient_reduction,
+        micro_batches=config.micro_batches,
     )
     return networks, init, train_step
 

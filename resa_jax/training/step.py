@@ -67,7 +67,12 @@ def create_train_state(
 
 
 def make_objective(
-    method: Method, networks: Networks, steps_per_epoch: int, seed: int, reduction: str = "float32"
+    method: Method,
+    networks: Networks,
+    steps_per_epoch: int,
+    seed: int,
+    reduction: str = "float32",
+    micro_batches: int = 1,
 ) -> Callable[..., tuple[jax.Array, tuple]]:
     """What the step differentiates: `objective(params, state, ema_params, views)`.
 
@@ -76,11 +81,12 @@ def make_objective(
     """
 
     def objective(params, state, ema_params, views):
-        online, batch_stats = forward(networks.online, params, state.batch_stats, views, reduction)
+        how = reduction, micro_batches
+        online, batch_stats = forward(networks.online, params, state.batch_stats, views, *how)
         target, ema_batch_stats = None, state.ema_batch_stats
         if networks.momentum is not None:
             target, ema_batch_stats = forward(
-                networks.momentum, ema_params, ema_batch_stats, views[:MOMENTUM_VIEWS]
+                networks.momentum, ema_params, ema_batch_stats, views[:MOMENTUM_VIEWS], *how
             )
             target = jax.lax.stop_gradient(target)
         moment = Moment(
@@ -109,6 +115,7 @@ def make_train_step(
     steps_per_epoch: int,
     seed: int,
     gradient_reduction: str = "float32",
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, Views], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function `train_step(state, views) -> (state, metrics)`, to be jitted.
 
@@ -119,9 +126,11 @@ def make_train_step(
         coefficient nears 1).
       steps_per_epoch, seed: what a method's `Moment` is made of.
       gradient_reduction: dtype of the gradients' sum over devices, "float32" or "bfloat16".
+      micro_batches: see `resa_jax.training.networks.forward`.
     """
 
-    objective = make_objective(method, networks, steps_per_epoch, seed, gradient_reduction)
+    how = gradient_reduction, micro_batches
+    objective = make_objective(method, networks, steps_per_epoch, seed, *how)
 
     def train_step(state: TrainState, views: Views) -> tuple[TrainState, dict[str, jax.Array]]:
         rate, ema_params = ema_rate(state.step), state.ema_params
