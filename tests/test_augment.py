@@ -292,19 +292,14 @@ def test_grayscale_and_solarize_equal_pillow(photographs):
         np.testing.assert_array_equal(other, ImageOps.solarize(image, threshold=128))
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
-def test_blur_is_gaussian(photographs, sigma):
-    images = squares(photographs, size=112)
-    sigmas = jnp.full(len(images), sigma)
-    got = pixels(gaussian_blur(planes(images), sigmas, max_sigma=2.0))
-    for image, result in zip(images, got, strict=True):
-        exact = scipy.ndimage.gaussian_filter(
-            image.astype(np.float64), (sigma, sigma, 0), mode="nearest"
-        )
-        assert np.abs(result - exact).max() <= 0.5 + 1e-3  # only the rounding
-        # Pillow approximates the Gaussian by three boxes: on these images by at most 1 of 255.
-        pillow = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
-        assert mean_error(result, pillow) < 1.0
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.37, 2.0, 7.3])
+def test_blur_equals_pillow(photographs, small_images, sigma):
+    for images in (squares(photographs, size=112), small_images):
+        sigmas = jnp.full(len(images), sigma)
+        got = pixels(gaussian_blur(planes(images), sigmas, max_sigma=max(sigma, 2.0)))
+        filter_ = ImageFilter.GaussianBlur(sigma)
+        expected = np.stack([np.asarray(Image.fromarray(i).filter(filter_)) for i in images])
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_sigmas_of_a_batch_do_not_mix(small_images):
@@ -466,9 +461,9 @@ def test_sigmas_of_views_are_uniform():
     line[:, 16] = 255
     view = View(33, crop="center", **(PLAIN | {"blur_probability": 1.0}))
     peaks = views_of(line, 2000, view)[:, 16, 16, 0]
-    offsets = np.arange(-16, 17)
-    for sigma in (0.6, 1.0, 1.5):
-        peak = 255 / np.exp(-0.5 * (offsets / sigma) ** 2).sum()
+    for sigma in (0.6, 1.03, 1.5):
+        blurred = Image.fromarray(line).filter(ImageFilter.GaussianBlur(sigma))
+        peak = np.asarray(blurred)[16, 16, 0] + 0.5
         low, high = bounds((sigma - 0.1) / 1.9, 2000)
         assert low - 0.01 <= (peaks > peak).mean() <= high + 0.01
 
@@ -483,10 +478,9 @@ def test_order_of_the_operators(small_images):
     (got,) = augment(jax.random.key(0), images, sizes, (view,), ZEROS, ONES)
     for result, image in zip(got, small_images, strict=True):
         gray = Image.fromarray(image).resize((24, 24), FILTERS["bilinear"]).convert("L")
-        blurred = scipy.ndimage.gaussian_filter(np.asarray(gray, np.float64), 1.0, mode="nearest")
-        solarized = ImageOps.solarize(Image.fromarray(np.uint8(blurred + 0.5)), 128)
+        solarized = ImageOps.solarize(gray.filter(ImageFilter.GaussianBlur(1.0)), 128)
         expected = ImageOps.mirror(solarized).convert("RGB")
-        assert mean_error(result * 255, expected) < 0.1
+        assert mean_error(result * 255, expected) < 0.15
 
 
 def test_color_before_the_crop_is_that_of_the_whole_image(photographs):
@@ -583,7 +577,7 @@ def test_unused_operators_are_not_in_the_program(small_images):
 
     weak, full = lines(View(16, **WEAK_VIEW)), lines(View(16))
     assert "scan" in full and "scan" not in weak  # the jitter's loop
-    assert full.count("dot_general") > weak.count("dot_general") == 2  # and the blur's products
+    assert "u32[40,3,16,16]" in full and "u32[40,3,16,16]" not in weak  # the blur's whole numbers
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several (virtual) devices")
