@@ -126,19 +126,30 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
         n, tokens, width = x.shape
         qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        # Written out, since jax.nn.dot_product_attention takes its softmax in float32 even of
-        # float64; here it is float32 at least.
+        return self.proj(_attend(qkv).reshape(n, tokens, width))
+
+
+@jax.checkpoint
+def _attend(qkv: Float[Array, "n t 3 h d"]) -> Float[Array, "n t h d"]:
+    """Softmax attention, one head after the other: fewer scores at a time stay nearer.
+
+    The backward pass makes the scores again, which cost little, in the place of keeping them. They
+    are written out, since jax.nn.dot_product_attention takes its softmax in float32 even of
+    float64; here it is float32 at least.
+    """
+    outputs = []
+    for head in range(qkv.shape[3]):
+        query, key, value = (qkv[:, :, part, head] for part in range(3))
         scores = jnp.einsum(
-            "nqhd,nkhd->nhqk",
-            query * (width // self.heads) ** -0.5,
+            "nqd,nkd->nqk",
+            query * qkv.shape[4] ** -0.5,
             key,
             precision=PRODUCTS,
             preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
         )
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        out = jnp.einsum("nhqk,nkhd->nqhd", weights, value, precision=PRODUCTS)
-        return self.proj(out.reshape(n, tokens, width))
+        outputs.append(jnp.einsum("nqk,nkd->nqd", weights, value, precision=PRODUCTS))
+    return jnp.stack(outputs, axis=2)
 
 
 class MLP(nnx.Module):
