@@ -385,9 +385,15 @@ def test_remat_reaches_every_block(name, remat):
     def forward(params, stats):
         return nnx.merge(graphdef, params, stats)(jnp.zeros((2, 32, 32, 3)), train=True)
 
-    names = [eqn.primitive.name for eqn in jax.make_jaxpr(forward)(params, stats).eqns]
+    eqns = jax.make_jaxpr(forward)(params, stats).eqns
+    names = [eqn.primitive.name for eqn in eqns]
     blocks = sum(key.startswith(("layer", "blocks_")) for key in params)
-    assert sum(name in ("checkpoint", "remat", "remat2") for name in names) == blocks * remat
+    kept = sum(name in ("checkpoint", "remat", "remat2") for name in names)
+    if name.startswith("vit"):  # whose attention is always made again
+        assert kept == blocks
+        assert (names.count("dot_general") >= 4 * blocks) == (not remat)
+    else:
+        assert kept == blocks * remat
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck", "transformer"])
