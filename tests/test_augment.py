@@ -15,7 +15,7 @@ import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from resa_jax.data import color
+from resa_jax.data import color, resample as resampling
 from resa_jax.data.augment import (
     augment as augment_eagerly,
     center_boxes,
@@ -158,6 +158,34 @@ def test_resized_crops_of_small_images_equal_pillow(any_small_images, interpolat
     boxes = np.asarray(random_boxes(jax.random.key(2), sizes, (0.2, 1.0), (3 / 4, 4 / 3)))
     got = pixels(resized_crop(images, boxes, size, interpolation))
     check_crops(got, any_small_images, boxes, size, interpolation)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resampling_in_bfloat16_parts_is_that_in_float32(photographs, interpolation, monkeypatch):
+    """As TPUs and GPUs do it: at most one pixel in 5,000 is another, by one level."""
+    images, sizes = on_canvas(photographs)
+    options = {"size": 96, "resize": 110, "interpolation": interpolation}
+    expected = np.asarray(center_crop(images, sizes, **options))
+    taken = []
+    split = lambda *arguments: taken.append(1) or resampling._split(*arguments)
+    monkeypatch.setattr(resampling, "_float32_product", split)
+    got = np.asarray(center_crop(images, sizes, **options))
+    assert len(taken) == 2
+    difference = np.abs(got - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 2e-4
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_other_platforms_multiply_in_bfloat16_and_gather_nothing(small_images, platform):
+    images, sizes = on_canvas(small_images)
+    views = (View(16, **WEAK_VIEW), View(16))
+    program = jax.jit(lambda key, *batch: augment_eagerly(key, *batch, views, ZEROS, ONES))
+    lowered = program.trace(jax.random.key(0), images, sizes).lower(lowering_platforms=(platform,))
+    text = lowered.as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) == 2 * 2 * 3
+    assert all("bf16" in line and "HIGHEST" not in line for line in products)
+    assert "stablehlo.gather" not in text
 
 
 def test_pixels_outside_of_the_box_do_not_matter(photographs):
