@@ -13,7 +13,7 @@ import pytest
 
 from resa_jax import losses
 from resa_jax.errors import UserError
-from resa_jax.methods.cw_rgp import inverse_square_root
+from resa_jax.methods.whitening import inverse_square_root
 from resa_jax.sharding import batch_sharding, create_mesh, replicated
 
 

@@ -14,12 +14,8 @@ from resa_jax.errors import UserError
 from resa_jax.fields import between, field, positive
 from resa_jax.methods.health import agreement
 from resa_jax.methods.interface import Heads, Method, Moment, Outputs
-from resa_jax.methods.similarity import (
-    at_least_float32,
-    matmul,
-    mean_cosine,
-    other_view_pairs,
-)
+from resa_jax.methods.similarity import at_least_float32, mean_cosine, other_view_pairs
+from resa_jax.methods.whitening import whiten_samples
 from resa_jax.models.heads import MLP
 from resa_jax.sharding import gather_rows
 
@@ -70,52 +66,6 @@ def cw_rgp_loss(
     ]
     terms = [2 - 2 * mean_cosine(u, v) for u, v in other_view_pairs(whitened, whitened)]
     return jnp.mean(jnp.stack(terms))
-
-
-def whiten_samples(
-    z: Float[Array, "n d"], order: Int[Array, "d"], groups: int, epsilon: float
-) -> Float[Array, "n d"]:
-    """Sigma_g^-1/2 X_g in each group g of the channels in this order; back in their own order.
-
-    Rows are centred over *all* channels, before they are grouped; Sigma_g = X_g X_g^T is the
-    [n, n] covariance of the samples over d / groups - 1.
-    """
-    n, d = z.shape
-    centered = z - jnp.mean(z, axis=1, keepdims=True)
-    grouped = centered[:, order].reshape(n, groups, d // groups).swapaxes(0, 1)
-    covariance = matmul(grouped, grouped.swapaxes(1, 2)) / (d // groups - 1)
-    covariance = (1 - epsilon) * covariance + epsilon * jnp.eye(n, dtype=z.dtype)
-    whitened = matmul(inverse_square_root(covariance), grouped)
-    return whitened.swapaxes(0, 1).reshape(n, d)[:, jnp.argsort(order)]
-
-
-@jax.custom_jvp
-def inverse_square_root(matrix: Float[Array, "*g n n"]) -> Float[Array, "*g n n"]:
-    """Symmetric matrix^-1/2 (ZCA), with a derivative that near equal eigenvalues leave exact.
-
-    The derivative of eigh divides by differences of eigenvalues. Here they cancel: with
-    eigenvectors U, U^T dW U = -(U^T dS U)_ij / (r_i r_j (r_i + r_j)), r the roots of the
-    eigenvalues. Eigenvalues below the rounding of the largest count as that rounding, so a sample
-    of zeros gives zeros.
-    """
-    vectors, roots = _eigenvectors_and_roots(matrix)
-    return matmul(vectors / roots[..., None, :], vectors.mT)
-
-
-@inverse_square_root.defjvp
-def _inverse_square_root_jvp(primals, tangents):
-    (matrix,), (tangent,) = primals, tangents
-    vectors, roots = _eigenvectors_and_roots(matrix)
-    rows, columns = roots[..., :, None], roots[..., None, :]
-    inner = matmul(matmul(vectors.mT, tangent), vectors) / (rows * columns * (rows + columns))
-    result = matmul(vectors / roots[..., None, :], vectors.mT)
-    return result, -matmul(matmul(vectors, inner), vectors.mT)
-
-
-def _eigenvectors_and_roots(matrix):
-    values, vectors = jnp.linalg.eigh(matrix)
-    floor = jnp.maximum(values[..., -1:] * jnp.finfo(values.dtype).eps, 1e-24)
-    return vectors, jnp.sqrt(jnp.maximum(values, floor))
 
 
 @dataclass(frozen=True)

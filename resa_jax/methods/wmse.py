@@ -14,12 +14,8 @@ from resa_jax.errors import UserError
 from resa_jax.fields import between, field, positive
 from resa_jax.methods.health import agreement
 from resa_jax.methods.interface import Heads, Method, Moment, Outputs
-from resa_jax.methods.similarity import (
-    at_least_float32,
-    matmul,
-    mean_cosine,
-    other_view_pairs,
-)
+from resa_jax.methods.similarity import at_least_float32, mean_cosine, other_view_pairs
+from resa_jax.methods.whitening import condition, whiten_features
 from resa_jax.models.heads import MLP
 from resa_jax.sharding import gather_rows
 
@@ -65,19 +61,6 @@ def wmse_loss(
     return jnp.mean(jnp.stack(terms))
 
 
-def whiten_features(z: Float[Array, "n d"], epsilon: float) -> Float[Array, "n d"]:
-    """Rows L^-1 (z - mean) with L L^T the covariance (over n - 1), L lower triangular.
-
-    L^-1, not its transpose and not Sigma^-1/2: all three whiten, to different rotations.
-    """
-    n, d = z.shape
-    centered = z - jnp.mean(z, axis=0)
-    covariance = matmul(centered.T, centered) / (n - 1)
-    covariance = (1 - epsilon) * covariance + epsilon * jnp.eye(d, dtype=z.dtype)
-    lower = jnp.linalg.cholesky(covariance)
-    return jax.scipy.linalg.solve_triangular(lower, centered.T, lower=True).T
-
-
 @dataclass(frozen=True)
 class WMSE(Method):
     """One network; the authors' settings for CIFAR (Table 1)."""
@@ -109,10 +92,3 @@ class WMSE(Method):
         first, second = jax.lax.stop_gradient(online.embeddings[:2])
         metrics = {"condition": condition(first)}
         return loss, buffers, metrics | agreement(first, second)
-
-
-def condition(z: Float[Array, "m d"]) -> Float[Array, ""]:
-    """Largest over smallest eigenvalue of the covariance of the features, at most 1 / epsilon."""
-    centered = at_least_float32(z) - jnp.mean(at_least_float32(z), axis=0)
-    values = jnp.linalg.eigvalsh(matmul(centered.T, centered))
-    return values[-1] / jnp.maximum(values[0], values[-1] * jnp.finfo(values.dtype).eps)
