@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from resa_jax import losses
+    from resa_jax.config import get_config
     from resa_jax.encoder import Encoder, load_encoder
     from resa_jax.errors import UserError
     from resa_jax.methods.resa import resa_loss, sinkhorn_knopp
@@ -18,6 +19,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Encoder",
     "UserError",
+    "get_config",
     "lars",
     "load_encoder",
     "losses",
@@ -30,6 +32,7 @@ __all__ = [
 _HOMES = {
     "Encoder": "encoder",
     "UserError": "errors",
+    "get_config": "config",
     "lars": "training.lars",
     "load_encoder": "encoder",
     "resa_loss": "methods.resa",

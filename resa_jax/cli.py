@@ -48,7 +48,7 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
 
     def parse(arguments):
         if {"--help", "-help", "-h"} & set(arguments[1:]):
-            print(_help(overrides))
+            print(_help(sys.modules[main.__module__], overrides))
             sys.exit(0)
         passed = [a for a in arguments if overrides and a.startswith("--config.")]
         try:
@@ -86,8 +86,7 @@ def _fail(message) -> int:
     return 2
 
 
-def _help(overrides):
-    command = sys.modules["__main__"]
+def _help(command, overrides):
     parts = [command.__doc__ or "", *_flag_lines(command)]
     if overrides:
         parts += ["\n--config.FIELD=VALUE sets a field; (*): also when a run is resumed.\n"]

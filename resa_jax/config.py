@@ -21,10 +21,11 @@ from resa_jax.schema import GROUPS, known_fields, method_group
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Reads `FILE.py` or `FILE.py:VARIANT`, applies overrides, and checks the result.
+    """Reads a recipe, applies overrides, and checks the result.
 
     Args:
-      path: a Python file with `get_config(variant)`.
+      path: a Python file with `get_config(variant)`, or the name of a recipe that comes with the
+        package, as "digits"; behind a colon a variant, as in "digits:smoke".
       overrides: `field=value` each, as in `views[0].crop_scale=(0.5,1.0)`.
 
     Raises:
@@ -49,11 +50,37 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
+def get_config(recipe: str, **fields: Any) -> ConfigDict:
+    """A recipe for `train`, with some fields changed.
+
+    Args:
+      recipe: as for `load_config`.
+      fields: values by name; nested ones as in `**{"data.source": "folder:images"}`.
+
+    Raises:
+      UserError: with what is wrong and what would be right.
+    """
+    spelled = {name: "none" if value is None else value for name, value in fields.items()}
+    return load_config(recipe, [f"{name}={value}" for name, value in spelled.items()])
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    package = Path(__file__).parent
+    installed = package / "configs"  # in a wheel; a checkout has them beside the package
+    folder = installed if installed.is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
 def _run_recipe(file: str, variant: str | None) -> Any:
     """What `get_config(variant)` of a Python file returns; whatever it raises in a sentence."""
+    file = str(recipes().get(file, file))
     if "\0" in file or not Path(file).is_file():
-        nearby = [str(p) for p in Path("configs").glob("*.py")]
-        raise UserError(f"--config={file}: there is no such file.{_nearest(file, nearby)}")
+        nearby = [*recipes(), *(str(p) for p in Path("configs").glob("*.py"))]
+        raise UserError(
+            f"--config={file}: there is no such file, nor a recipe of this name; there are "
+            f"{', '.join(recipes())}.{_nearest(file, nearby)}"
+        )
     try:
         recipe = runpy.run_path(file).get("get_config")
         if not callable(recipe):

@@ -1,6 +1,8 @@
 """Pre-training from the command line.
 
-python -m resa_jax.main --config=configs/NAME.py[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
+python -m resa_jax.main --config=NAME[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
+
+NAME is a recipe that comes with the package, as digits, or FILE.py, a recipe of one's own.
 
 The processes of a Cloud TPU slice, of srun, Open MPI or an indexed Kubernetes job find each other;
 elsewhere each gets --coordinator_address, --num_processes and --process_id.
@@ -17,7 +19,9 @@ from resa_jax.processes import cluster
 from resa_jax.workdir import claim_workdir
 
 
-_CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:VARIANT.", required=True)
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Recipe: NAME or FILE.py, and :VARIANT.", required=True
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; the same folder again resumes it.", required=True
 )
@@ -48,5 +52,10 @@ def main(arguments: list[str]) -> None:
         train(config, _WORKDIR.value)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """`resa-jax`, which is `python -m resa_jax.main`."""
     run(main, overrides=True)
+
+
+if __name__ == "__main__":
+    command()

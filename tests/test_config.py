@@ -131,7 +131,7 @@ def test_mistakes_get_a_sentence(override, words):
 
 
 def test_mistakes_in_the_config_name():
-    with pytest.raises(UserError, match=r"digit.py: there is no such file"):
+    with pytest.raises(UserError, match=r"digit.py: there is no such file, nor a recipe"):
         load("digit.py")
     with pytest.raises(UserError, match="no variant 'smok'; it knows: smoke"):
         load("digits.py:smok")

@@ -13,6 +13,7 @@ import resa_jax
 NAMES = {
     "Encoder": "class",
     "UserError": "class",
+    "get_config": "function",
     "lars": "function",
     "load_encoder": "function",
     "losses": "module",
