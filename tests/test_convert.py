@@ -504,7 +504,7 @@ def test_an_interrupted_write_leaves_the_output_untouched(tmp_path, monkeypatch)
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("resa_jax.weights.files.save_file", fail)
+    monkeypatch.setattr("resa_jax.weights.files.save", fail)
     with pytest.raises(UserError, match="No space left"):
         convert(source, tmp_path / "model.safetensors")
     rename, failures = Path.rename, []

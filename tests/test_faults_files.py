@@ -4,6 +4,7 @@ import collections
 import csv
 import json
 import logging
+import os
 import pickle
 import random
 import resource
@@ -16,7 +17,7 @@ from safetensors.numpy import save
 from resa_jax import UserError
 from resa_jax.report.collection import _write_csv
 from resa_jax.report.run_record import read_run
-from resa_jax.weights.files import read_tensors
+from resa_jax.weights.files import read_tensors, write_tensors
 
 
 @pytest.fixture
@@ -103,6 +104,16 @@ def test_hostile_safetensors(tmp_path, content, bounded):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.safetensors"):
         read_tensors(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pkl"])
+def test_written_weights_are_readable_as_the_umask_says(tmp_path, suffix):
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / f"a{suffix}", {"w": np.ones(3, np.float32)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / f"a{suffix}").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])

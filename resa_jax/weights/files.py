@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from resa_jax.errors import UserError
 
@@ -112,7 +112,9 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], spec: dict) -> Non
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         if path.suffix == ".safetensors":
-            save_file(tensors, temporary, metadata={"format": "pt", _SPEC: json.dumps(spec)})
+            # `save_file` would leave a file that its owner alone may read, whatever the umask.
+            metadata = {"format": "pt", _SPEC: json.dumps(spec)}
+            temporary.write_bytes(save(tensors, metadata=metadata))
         elif path.suffix == ".pkl":
             _write_pickle(temporary, tensors)
         else:
