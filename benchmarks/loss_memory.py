@@ -1,7 +1,7 @@
 """Memory of ReSA's assignment, loss and gradient on one device, whole and in blocks of columns.
 
-python -m benchmarks.loss_memory --output=FILE.json [--sizes=4096,16384,65536 --run=16384
---features=384 --dimension=512]
+python -m benchmarks.loss_memory --output=FILE.json [--sizes=4096,16384,65536 --features=384
+--dimension=512 --run=16384 --run_width=64]
 
 `temporary_bytes` is what XLA compiled for this machine's device wants beside arguments and results,
 `m_by_m_bytes` one float32 array of the batch by the batch. The size --run is also run, both forms
@@ -28,6 +28,7 @@ from resa_jax.methods.similarity import cosine_similarity
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.", required=True)
 _SIZES = flags.DEFINE_list("sizes", ["4096", "16384", "65536"], "Batches to compile for.")
 _RUN = flags.DEFINE_integer("run", 16_384, "Batch to run; 0 runs nothing.")
+_RUN_WIDTH = flags.DEFINE_integer("run_width", 64, "Features and dimensions of what is run.")
 _FEATURES = flags.DEFINE_integer("features", 384, "Of an encoding.")
 _DIMENSION = flags.DEFINE_integer("dimension", 512, "Of an embedding.")
 
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
         "sizes": {str(m): _compiled(m) for m in sizes},
     }
     if _RUN.value:
-        result["run"] = {"m": _RUN.value} | _timed(_RUN.value)
+        result["run"] = {"m": _RUN.value, "width": _RUN_WIDTH.value} | _timed(_RUN.value)
     Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
@@ -77,8 +78,8 @@ def _compiled(m):
 
 def _timed(m):
     rng = np.random.default_rng(0)
-    h, h_m = (jnp.asarray(rng.normal(size=(m, _FEATURES.value)), jnp.float32) for _ in range(2))
-    z = [jnp.asarray(rng.normal(size=(m, _DIMENSION.value)), jnp.float32) for _ in range(4)]
+    width = _RUN_WIDTH.value
+    h, h_m, *z = (jnp.asarray(rng.normal(size=(m, width)), jnp.float32) for _ in range(6))
     _, forms = _forms(m)
     values = {name: jax.block_until_ready(form(h, h_m, *z)) for name, form in forms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in forms}
