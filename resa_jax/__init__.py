@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from resa_jax import losses
-    from resa_jax.config import get_config
     from resa_jax.encoder import Encoder, load_encoder
     from resa_jax.errors import UserError
     from resa_jax.methods.resa import resa_loss, sinkhorn_knopp
+    from resa_jax.recipes import get_config
     from resa_jax.training.lars import lars
     from resa_jax.training.loop import train
     from resa_jax.training.schedule import warmup_cosine
@@ -32,7 +32,7 @@ __all__ = [
 _HOMES = {
     "Encoder": "encoder",
     "UserError": "errors",
-    "get_config": "config",
+    "get_config": "recipes",
     "lars": "training.lars",
     "load_encoder": "encoder",
     "resa_loss": "methods.resa",

@@ -50,20 +50,6 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
-def get_config(recipe: str, **fields: Any) -> ConfigDict:
-    """A recipe for `train`, with some fields changed.
-
-    Args:
-      recipe: as for `load_config`.
-      fields: values by name; nested ones as in `**{"data.source": "folder:images"}`.
-
-    Raises:
-      UserError: with what is wrong and what would be right.
-    """
-    spelled = {name: "none" if value is None else value for name, value in fields.items()}
-    return load_config(recipe, [f"{name}={value}" for name, value in spelled.items()])
-
-
 def recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     package = Path(__file__).parent

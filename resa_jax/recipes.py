@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from resa_jax.config import load_config
 from resa_jax.data.view import View
 from resa_jax.errors import UserError
 from resa_jax.fields import defaults
@@ -21,6 +22,20 @@ _SMOKE = {
     "slice_size": 8,
     "groups": 2,
 }
+
+
+def get_config(recipe: str, **fields: Any) -> ConfigDict:
+    """A recipe for `train`, with some fields changed.
+
+    Args:
+      recipe: as for `load_config`.
+      fields: values by name; nested ones as in `**{"data.source": "folder:images"}`.
+
+    Raises:
+      UserError: with what is wrong and what would be right.
+    """
+    spelled = {name: "none" if value is None else value for name, value in fields.items()}
+    return load_config(recipe, [f"{name}={value}" for name, value in spelled.items()])
 
 
 def default_config(method: str = "resa") -> ConfigDict:

@@ -43,7 +43,8 @@ def test_what_cannot_fit_is_refused():
         check_memory(3 * 2**30, 2**30, config)
     assert str(refusal.value) == (
         "A train step needs about 3.00 GiB on each device, which has 1.00 GiB. Try a smaller "
-        "config.batch_size, more devices, config.encoder.remat=true or config.sharding=fsdp."
+        "config.batch_size, more devices, config.encoder.remat=true, config.micro_batches=2 or "
+        "config.sharding=fsdp."
     )
 
 

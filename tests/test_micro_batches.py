@@ -43,6 +43,7 @@ def test_statistics_are_those_of_the_parts_one_after_the_other():
     assert_close(both[:3], expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_part():
     config = recipe("vit_s16")
     config.encoder.depth = 4

@@ -187,6 +187,7 @@ def test_files_that_cannot_grow_end_in_a_sentence(unbroken, tmp_path, environmen
     assert_same_run(unbroken[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_that_were_deleted_are_exported_again(unbroken, tmp_path, environment):
     workdir = shutil.copytree(unbroken[0], tmp_path / "run")
     before = load_encoder(workdir / "encoder").fingerprint()
