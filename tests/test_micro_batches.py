@@ -31,9 +31,8 @@ def test_statistics_are_those_of_the_parts_one_after_the_other():
     params, stats = init_networks(config, method, jax.random.key(0), networks.width)
     rng = np.random.default_rng(0)
     views = [jnp.asarray(rng.normal(size=(BATCH, SIZE, SIZE, 3)), jnp.float32) for _ in range(2)]
-    both, moved = jax.jit(
-        lambda *a: forward(networks.online, *a, micro_batches=2), static_argnums=()
-    )(params, stats, views)
+    in_two = jax.jit(lambda *a: forward(networks.online, *a, micro_batches=2))
+    both, moved = in_two(params, stats, views)
     half = BATCH // 2
     step = jax.jit(lambda *a: forward(networks.online, *a))
     first, between = step(params, stats, [view[:half] for view in views])
