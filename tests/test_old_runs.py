@@ -15,8 +15,9 @@ from resa_jax.training.loop import train
 
 
 ROOT = Path(__file__).parents[1]
-# The last loss of the unbroken run, by version 0.1.
-LAST_LOSS = 2.51228
+# The last loss when version 0.1 itself goes on with the run, its blur replaced by Pillow's, which
+# this version has; its own blur gave 2.51228.
+LAST_LOSS = 2.62328
 
 
 @pytest.fixture

@@ -49,7 +49,8 @@ def create_optimizer(
         child: jax.tree.map(lambda keep, child=child: "frozen" if keep else group(child), tree)
         for child, tree in frozen.items()
     }
-    used = set(jax.tree.leaves(labels))
+    # "trained" and "frozen" have their place in every checkpoint.
+    used = {"trained", "frozen"} | set(jax.tree.leaves(labels))
     return optax.partition({name: rule for name, rule in rules.items() if name in used}, labels)
 
 
