@@ -92,7 +92,8 @@ class Checkpoints:
           UserError: as `check`, of the save before.
         """
         self.check(wait=True)
-        if step == self.latest_step:
+        latest = self._checkpointer.latest
+        if latest is not None and step == latest.step:
             return
         metadata = self._metadata | {"checksums": checksums(vars(state))}
         with self._explained(step):

@@ -102,12 +102,13 @@ def parse_variant(
 
     Args:
       variant: words separated by commas, each `name` (a switch) or `name=value`.
-      methods: names of methods that are words too; the result's `method` is the one given, or
-        "resa".
+      methods: names of methods that are words too, as is "resa" then; the result's `method` is the
+        one given, or "resa".
       **options: the words that the config knows, with their defaults: False for a switch, or a
         whole number.
     """
     values: dict[str, Any] = {"method": "resa"} | options
+    methods = ("resa", *methods) if methods else ()
     for word in filter(None, (variant or "").split(",")):
         name, _, text = word.partition("=")
         if word in methods:

@@ -157,6 +157,11 @@ class Eval:
     )
     batch_size: int = field(256, positive(1e6), "images at a time", resumable=True)
     baselines: bool = field(False, "also score pixels and the untrained encoder", resumable=True)
+    linear_layers: bool = field(
+        False,
+        "also fit a linear probe on each of the projector's layers (Figure 4)",
+        resumable=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,7 @@ class Checkpoint:
 
     every_epochs: int = field(1, positive(), "", resumable=True)
     keep: int = field(2, positive(1e6), "how many of the latest stay", resumable=True)
+    initial: bool = field(False, "also save the state before the first step", resumable=True)
 
 
 GROUPS = {

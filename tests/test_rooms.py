@@ -9,6 +9,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "resa_jax"
 # What a room may import, besides itself and what lies below.
 BELOW = {
+    "reproduce": {
+        *("report", "processes", "training", "evaluation"),
+        *("methods", "weights", "models", "data"),
+    },
     "training": {"processes", "evaluation", "methods", "weights", "models", "data"},
     "report": {"processes", "training", "evaluation", "methods", "weights", "models", "data"},
     "evaluation": {"processes", "methods", "models", "data"},

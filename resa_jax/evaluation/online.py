@@ -57,8 +57,8 @@ class OnlineEvaluation:
         return source.is_labelled and len(source.class_names) != 1
 
     def __call__(self, params: dict, batch_stats: dict) -> dict[str, float]:
-        """The scores as `eval/...`: accuracies of the encodings in percent, and for the encodings,
-        both hidden layers and the embeddings silhouette, ARI and NMI.
+        """The scores as `eval/...`: accuracies of the encodings in percent, on request those of a
+        linear probe of the projector's layers, and for all layers silhouette, ARI and NMI.
 
         A source without labels, or all of one class, has none.
         """
@@ -67,21 +67,28 @@ class OnlineEvaluation:
         features, labels = self.features(params, batch_stats)
         if len(np.unique(labels)) < 2:
             return {}
-        encodings = features["encoding"]
         if self._test is None:
             bank, test = fixed_split(len(labels))
-            sets = encodings[bank], labels[bank], encodings[test], labels[test]
+            layers = {
+                name: (x[bank], labels[bank], x[test], labels[test]) for name, x in features.items()
+            }
         else:
             test_features, test_labels = self._extract(params, batch_stats, *self._test)
-            sets = encodings, labels, test_features["encoding"], test_labels
+            layers = {
+                name: (x, labels, test_features[name], test_labels) for name, x in features.items()
+            }
 
+        sets = layers.pop("encoding")
         if is_small(self._spec.image_size):
             knn = knn_cifar(*sets, k=min(5, len(sets[0])))["top1"]
         else:
             k = min(20, len(sets[0]))
             knn = knn_weighted(*sets, ks=(k,))[k]["top1"]
-        probe = linear_cifar(*sets, seed=self._config.seed, epochs=PROBE_EPOCHS)
-        results = {"eval/knn_top1": knn, "eval/linear_top1": probe["top1"]}
+        probe = partial(linear_cifar, seed=self._config.seed, epochs=PROBE_EPOCHS)
+        results = {"eval/knn_top1": knn, "eval/linear_top1": probe(*sets)["top1"]}
+        if self._config.eval.linear_layers:
+            for name, layer_sets in layers.items():
+                results[f"eval/{name}_linear_top1"] = probe(*layer_sets)["top1"]
         for name, layer in features.items():
             scores = clustering(layer, labels)
             results |= {f"eval/{name}_{score}": value for score, value in scores.items()}

@@ -45,6 +45,7 @@ class MoCoV3(Method):
     temperature: float = field(0.2, positive(1000), "of the softmax over the similarities")
     hidden_size: int = field(4096, positive(1e6), "width of the heads' hidden layers")
     output_size: int = field(256, positive(1e6), "dimensions of the embedding")
+    three_layers: bool = field(False, "a projector of three layers behind ConvNets too (Figure 9)")
 
     momentum_network = True
     ema_after_step = True
@@ -55,8 +56,9 @@ class MoCoV3(Method):
         """
         hidden, out = self.hidden_size, self.output_size
         vit = encoder.family == "vit"
+        deep = vit or self.three_layers
         options = {"bias": False, "last_bias": False, "dtype": encoder.dtype, "rngs": rngs}
-        sizes = encoder.num_features, *([hidden] * (2 if vit else 1)), out
+        sizes = encoder.num_features, *([hidden] * (2 if deep else 1)), out
         projector = MLP(sizes, last_batch_norm=True, **options)
         return Heads(projector, MLP((out, hidden, out), last_batch_norm=vit, **options))
 

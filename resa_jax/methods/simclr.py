@@ -52,11 +52,14 @@ class SimCLR(Method):
     temperature: float = field(0.2, positive(1000), "of the softmax over the similarities")
     hidden_size: int = field(2048, positive(1e6), "width of the projector's hidden layer")
     output_size: int = field(256, positive(1e6), "dimensions of the embedding")
+    three_layers: bool = field(False, "a projector of three layers with BatchNorm (Figure 4)")
 
     def heads(self, encoder, rngs) -> Heads:
-        """Two linear layers with a ReLU between, without BatchNorm."""
-        sizes = encoder.num_features, self.hidden_size, self.output_size
-        return Heads(MLP(sizes, batch_norm=False, dtype=encoder.dtype, rngs=rngs))
+        """Two linear layers with a ReLU between, without BatchNorm, or three with both."""
+        hidden = [self.hidden_size] * (2 if self.three_layers else 1)
+        sizes = encoder.num_features, *hidden, self.output_size
+        norm = self.three_layers
+        return Heads(MLP(sizes, batch_norm=norm, dtype=encoder.dtype, rngs=rngs))
 
     def __call__(self, online: Outputs, target: Outputs | None, buffers: dict, moment: Moment):
         """See `Method`.

@@ -102,6 +102,7 @@ class SwAV(Method):
     queue_epoch: int = field(50, not_negative(), "from which the queue takes part")
     hidden_size: int = field(2048, positive(1e6), "width of the projector's hidden layer")
     output_size: int = field(128, positive(1e6), "dimensions of the embedding")
+    three_layers: bool = field(False, "a projector of three layers (Figure 4)")
 
     @property
     def own_start_epoch(self) -> int:
@@ -109,8 +110,9 @@ class SwAV(Method):
         return self.freeze_epochs
 
     def heads(self, encoder, rngs) -> Heads:
-        """Two linear layers with BatchNorm between."""
-        sizes = encoder.num_features, self.hidden_size, self.output_size
+        """Two or three linear layers with BatchNorm between."""
+        hidden = [self.hidden_size] * (2 if self.three_layers else 1)
+        sizes = encoder.num_features, *hidden, self.output_size
         return Heads(MLP(sizes, dtype=encoder.dtype, rngs=rngs))
 
     def init(self, key, width) -> dict:

@@ -77,7 +77,7 @@ def scatter_figure(
                 own[:, 0], own[:, 1], s=8, color=color, alpha=0.75, linewidths=0, label=name
             )
             if named:
-                _draw_hull(axes, own, color)
+                draw_hull(axes, own, color)
         if named:
             figure.legend(loc="outside right upper", fontsize=8, markerscale=2)
         return _data_uri(figure, "png")
@@ -133,7 +133,8 @@ def picture_uri(picture) -> str:
     return _encode(buffer, "image/png")
 
 
-def _draw_hull(axes, points, color):
+def draw_hull(axes, points, color) -> None:
+    """A convex polygon around the points of a class that lie nearest to its median."""
     distances = np.linalg.norm(points - np.median(points, axis=0), axis=1)
     inner = points[distances <= np.quantile(distances, HULL_SHARE)]
     try:

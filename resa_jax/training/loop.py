@@ -102,6 +102,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
                 if config.eval.baselines:
                     with clock("evaluation"):
                         writer.write(0, evaluation(*state.evaluated))
+                if config.checkpoint.initial:
+                    saved.save(state, 0)
             else:
                 writer.say(f"Going on after step {first_step} of {total_steps}.")
 
@@ -128,7 +130,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
                     with clock("evaluation"):
                         writer.write(step, evaluation(*state.evaluated))
                 if last:
-                    writer.write(step, clock.record())
+                    writer.write(step, clock.record() | {"memory_gib": programs.memory / 2**30})
                 if last or stop or is_due(config.checkpoint.every_epochs, step, epoch):
                     writer.publish()
                     with clock("checkpoint"):
