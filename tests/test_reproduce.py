@@ -96,7 +96,7 @@ def test_figure_9_shows_two_hidden_layers_of_every_projector():
     for run in items()["figure9"](Scale("small")).runs.values():
         method, changes = run.words[0], dict(run.fields)
         config = get_config(f"digits:{method}", **changes)
-        encoder = EncoderSpec.from_config(config).create()
+        encoder = EncoderSpec(config.encoder.name, 8, width=8).create()
         projector = create_method(config.method).heads(encoder, nnx.Rngs(0)).projector
         assert projector.layer_names == ("p0", "p1", "embedding")
 
