@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from resa_jax import losses
+    from resa_jax.apply import encode, score
     from resa_jax.encoder import Encoder, load_encoder
     from resa_jax.errors import UserError
     from resa_jax.methods.resa import resa_loss, sinkhorn_knopp
@@ -19,11 +20,13 @@ __version__ = "0.2.0"
 __all__ = [
     "Encoder",
     "UserError",
+    "encode",
     "get_config",
     "lars",
     "load_encoder",
     "losses",
     "resa_loss",
+    "score",
     "sinkhorn_knopp",
     "train",
     "warmup_cosine",
@@ -32,10 +35,12 @@ __all__ = [
 _HOMES = {
     "Encoder": "encoder",
     "UserError": "errors",
+    "encode": "apply",
     "get_config": "recipes",
     "lars": "training.lars",
     "load_encoder": "encoder",
     "resa_loss": "methods.resa",
+    "score": "apply",
     "sinkhorn_knopp": "methods.resa",
     "train": "training.loop",
     "warmup_cosine": "training.schedule",

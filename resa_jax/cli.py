@@ -1,8 +1,6 @@
 """How the commands start: flags, overrides of the config, and a user's mistake as one line."""
 
-import logging
 import os
-import select
 import sys
 from collections.abc import Callable
 
@@ -11,6 +9,7 @@ from absl import app, flags, logging as absl_logging
 from resa_jax.compile_cache import keep_programs
 from resa_jax.errors import UserError
 from resa_jax.schema import describe_fields
+from resa_jax.terminal import log_to_terminal, reader_is_gone
 
 
 _COMPILE_CACHE = flags.DEFINE_string(
@@ -42,7 +41,7 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
             print("Interrupted.", file=sys.stderr)
             sys.exit(130)
         except BrokenPipeError:
-            if not _reader_is_gone():
+            if not reader_is_gone():
                 raise
             sys.exit(141)  # as the shell has it for a program that SIGPIPE ends
 
@@ -71,16 +70,6 @@ def _check_locale() -> None:
         )
 
 
-def _reader_is_gone() -> bool:
-    """Whether nobody reads stdout any more (`| head`); what is printed from here on is dropped."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    gone = any(event & select.POLLERR for _, event in poll.poll(0))
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return gone
-
-
 def _fail(message) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
@@ -99,25 +88,3 @@ def _flag_lines(command):
     for flag in (*own, flags.FLAGS["compile_cache"]):
         default = "" if flag.default is None else f" (default {flag.default})"
         yield f"  --{flag.name}  {flag.help}{default}"
-
-
-def log_to_terminal() -> None:
-    """Lets the package say on stdout what it is doing, as plain lines and around progress bars."""
-    log = logging.getLogger("resa_jax")
-    if not log.handlers:
-        handler = _AroundBars()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
-
-
-class _AroundBars(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm  # not needed to refuse a mistake
-
-        try:
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _reader_is_gone()  # the run goes on

@@ -16,7 +16,7 @@ import os
 from absl import flags
 
 from resa_jax.cli import run
-from resa_jax.data.check import check_source
+from resa_jax.data.check import KINDS, check_source
 from resa_jax.errors import UserError
 from resa_jax.paths import AnyPath, as_path, local_output
 from resa_jax.processes import cluster
@@ -30,10 +30,8 @@ _ENCODER = flags.DEFINE_string(
 )
 _ARCH = flags.DEFINE_string("arch", None, "Architecture of PyTorch weights.")
 _NETWORK = flags.DEFINE_enum("network", "ema", ["ema", "online"], "Which network of a checkpoint.")
-_SOURCE = flags.DEFINE_string(
-    "source", None, "Images: digits, folder:PATH, npz:FILE, tfds:NAME.", required=True
-)
-_SPLIT = flags.DEFINE_string("split", "train", "Split of a tfds: source.")
+_SOURCE = flags.DEFINE_string("source", None, f"Images: {KINDS}.", required=True)
+_SPLIT = flags.DEFINE_string("split", "train", "Split of a tfds: or hf: source.")
 _OUTPUT = flags.DEFINE_string("output", None, "npz file to write.", required=True)
 _LAYERS = flags.DEFINE_list("layers", [], "Further arrays, of p0, p1, embedding (the projector's).")
 _QUERY = flags.DEFINE_list("query", [], "Images whose neighbours to find: files, or numbers.")

@@ -75,7 +75,7 @@ class Encoder:
         Raises:
           UserError: for another shape or dtype.
         """
-        _check_images(images)
+        check_images(images)
         if images.dtype == np.uint8:
             pixels = jnp.asarray(images, jnp.float32)
             images = normalize(pixels, self.spec.mean, self.spec.std)
@@ -110,7 +110,7 @@ class Encoder:
         return digest.hexdigest()[:16]
 
 
-def _check_images(images):
+def check_images(images: Any) -> None:
     """Raises a `UserError` for what would give encodings of something else than these images."""
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
     if shape is None or dtype is None:

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from resa_jax.cli import run
-from resa_jax.data.check import check_source
+from resa_jax.data.check import KINDS, check_source
 from resa_jax.errors import UserError
 from resa_jax.evaluation.protocols import ON_FEATURES, create_protocol
 from resa_jax.paths import AnyPath, as_path, write_whole
@@ -32,11 +32,11 @@ _ENCODER = flags.DEFINE_string(
 _ARCH = flags.DEFINE_string("arch", None, "Architecture of PyTorch weights.")
 _NETWORK = flags.DEFINE_enum("network", "ema", ["ema", "online"], "Which network of a checkpoint.")
 _PROTOCOL = flags.DEFINE_list("protocol", None, "Protocols, with commas between.", required=True)
-_SOURCE = flags.DEFINE_string("source", None, "Images: digits, folder:PATH, npz:FILE, tfds:NAME.")
+_SOURCE = flags.DEFINE_string("source", None, f"Images: {KINDS}.")
 _TEST_SOURCE = flags.DEFINE_string("test_source", None, "Images to test on.")
 _CLASSES = flags.DEFINE_string("classes", None, "File that lists the only classes to look at.")
-_SPLIT = flags.DEFINE_string("split", "train", "Split of a tfds: source.")
-_TEST_SPLIT = flags.DEFINE_string("test_split", "test", "Split of a tfds: test source.")
+_SPLIT = flags.DEFINE_string("split", "train", "Split of a tfds: or hf: source.")
+_TEST_SPLIT = flags.DEFINE_string("test_split", "test", "Split of a tfds: or hf: test source.")
 _FEATURES = flags.DEFINE_string("features", None, "npz with encodings and labels, no encoder.")
 _TEST_FEATURES = flags.DEFINE_string("test_features", None, "The same to test on.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
@@ -146,9 +146,7 @@ def _check_images():
     if not as_path(_ENCODER.value or "", "--encoder=").exists():
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
     if _SOURCE.value is None:
-        raise UserError(
-            "--encoder needs --source=SOURCE: digits, folder:PATH, npz:FILE, tfds:NAME."
-        )
+        raise UserError(f"--encoder needs --source=SOURCE: {KINDS}.")
     check_source(_SOURCE.value, classes=_CLASSES.value, split=_SPLIT.value)
     if _test_source() is not None:
         check_source(_test_source(), classes=_CLASSES.value, split=_TEST_SPLIT.value)

@@ -108,7 +108,9 @@ class Encoder:
 class Data:
     """The images."""
 
-    source: str = field("digits", NOT_EMPTY, "digits, folder:PATH, npz:FILE or tfds:NAME")
+    source: str = field(
+        "digits", NOT_EMPTY, "digits, folder:PATH, list:FILE, npz:FILE, tfds:NAME or hf:NAME"
+    )
     test_source: str | None = field(
         None, NOT_EMPTY, "what evaluations classify; none: one image in five", resumable=True
     )

@@ -13,11 +13,13 @@ import resa_jax
 NAMES = {
     "Encoder": "class",
     "UserError": "class",
+    "encode": "function",
     "get_config": "function",
     "lars": "function",
     "load_encoder": "function",
     "losses": "module",
     "resa_loss": "function",
+    "score": "function",
     "sinkhorn_knopp": "function",
     "train": "function",
     "warmup_cosine": "function",

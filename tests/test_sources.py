@@ -351,7 +351,7 @@ def test_mistakes_get_a_sentence(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK no archive")
     np.savez(tmp_path / "negative.npz", images=IMAGES, labels=np.array([0, 1, -1, 0]))
     for name, sentence in {
-        "imagenet": "must be one of digits, folder:PATH, npz:FILE, tfds:NAME",
+        "imagenet": "must be one of digits, folder:PATH, list:FILE, npz:FILE, tfds:NAME, hf:NAME",
         "digits:2": "must be one of",
         "folder:": "must be one of",
         str(tmp_path): f"Did you mean folder:{tmp_path}",

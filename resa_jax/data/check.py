@@ -3,6 +3,7 @@
 A command calls `check_source` before it imports JAX, so that a wrong path is answered at once.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -11,11 +12,12 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from resa_jax.data.folder import list_folder
+from resa_jax.data.listing import read_list
 from resa_jax.data.npz import npz_shapes
 from resa_jax.errors import UserError
 
 
-KINDS = "digits, folder:PATH, npz:FILE, tfds:NAME"
+KINDS = "digits, folder:PATH, list:FILE, npz:FILE, tfds:NAME, hf:NAME"
 NUM_DIGITS = 1797
 _TFDS_NAME = re.compile(r"(\w+)(?:/([^/:]+))?(?::([\w.*]+))?")
 
@@ -42,22 +44,26 @@ def check_source(
     count: int | None
     if kind == "digits":
         count = NUM_DIGITS
-    elif kind == "folder":
-        folder = list_folder(place)
+    elif kind in ("folder", "list"):
+        folder = list_folder(place) if kind == "folder" else read_list(place)
         count = len(folder.names)
         if folder.labels is not None:
             counter = Counter(folder.labels)
             sizes = {name: counter[label] for label, name in enumerate(folder.class_names)}
     elif kind == "npz":
         count = npz_shapes(place)["images"][0]
+    elif kind == "hf":
+        _check_huggingface(name)
+        count = None  # only the library itself knows
     else:
         count = _tfds_count(*choose_split(place, split))
     if classes is None and long_tail is None:
         return count
-    if kind != "folder":
+    if kind not in ("folder", "list"):
         return None  # the labels would have to be read
     if sizes is None:
-        raise UserError(f"{name} has no class folders, so classes cannot be chosen from it.")
+        what = "class folders" if kind == "folder" else "labels"
+        raise UserError(f"{name} has no {what}, so classes cannot be chosen from it.")
     chosen = list(sizes) if classes is None else read_classes(classes, sizes)
     refuse_missing_classes(name, chosen, sizes)
     kept = [sizes[name] for name in chosen]
@@ -81,14 +87,14 @@ def check_batch_size(batch_size: int, count: int, source: str) -> None:
 def split_name(name: str) -> tuple[str, str]:
     """`folder:PATH` as ("folder", PATH)."""
     kind, _, place = name.partition(":")
-    if name == "digits" or (kind in ("folder", "npz", "tfds") and place):
+    if name == "digits" or (kind in ("folder", "list", "npz", "tfds", "hf") and place):
         return kind, place if kind == "tfds" else os.path.expanduser(place)
     hint = f" Did you mean folder:{name}?" if os.path.isdir(name) else ""
     raise UserError(f"{name!r} is no source of images: it must be one of {KINDS}.{hint}")
 
 
 def choose_split(place: str, split: str) -> tuple[str, str]:
-    """A TFDS data set and its split: `NAME@SPLIT` names its own, any other takes `split`."""
+    """A data set of TFDS or `datasets` and its split: `NAME@SPLIT` names its own."""
     name, _, own = place.partition("@")
     return name, own or split
 
@@ -130,6 +136,13 @@ def _tfds_count(name: str, split: str) -> int | None:
     if re.split(r"\W", split)[0] not in lengths:
         raise UserError(f"tfds:{name} has no split {split!r}; it has {', '.join(lengths)}.")
     return sum(map(int, lengths[split])) if split in lengths else None
+
+
+def _check_huggingface(name: str) -> None:
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(
+            f"{name} needs Hugging Face's package datasets: pip install 'resa_jax[hf]'."
+        )
 
 
 def _last(path: str) -> str:

@@ -83,14 +83,14 @@ def decode_image(data: bytes, how: Decoding) -> UInt8[np.ndarray, "h w 3"]:
         raise BadImageError(_reason(error)) from error
 
 
-def image_size(path: str) -> tuple[int, int]:
+def image_size(file: str | io.BytesIO) -> tuple[int, int]:
     """Width and height from the file's header, before any rotation.
 
     Raises:
       BadImageError: the header cannot be read.
     """
     try:
-        with _open(path) as image:
+        with _open(file) as image:
             return image.size
     except Exception as error:  # as in `decode_image`
         raise BadImageError(_reason(error)) from error

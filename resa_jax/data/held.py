@@ -9,8 +9,8 @@ from resa_jax.data.decode import BadImageError
 from resa_jax.data.images import (
     FolderImages,
     MemoryImages,
+    RecordImages,
     Source,
-    TfdsImages,
     all_bad,
     bad_image,
 )
@@ -38,7 +38,7 @@ def in_memory(
 
 
 def small_or_large(
-    images: FolderImages | TfdsImages, class_names: tuple[str, ...], small: bool, skip: bool
+    images: FolderImages | RecordImages, class_names: tuple[str, ...], small: bool, skip: bool
 ) -> Source:
     """The source of these images: decoded now where they are `small` indeed, else on access.
 
@@ -58,7 +58,9 @@ def small_or_large(
             f"{num_bad} of the {len(images)} images cannot be decoded; {images.name(missing[0])} "
             "is one. data.on_bad_image=skip is meant for single ones: see to the files."
         )
-    has_labels = images.has_labels if isinstance(images, TfdsImages) else images.labels is not None
+    has_labels = (
+        images.has_labels if isinstance(images, RecordImages) else images.labels is not None
+    )
     paths = images.paths
     return in_memory(
         pixels,
@@ -70,7 +72,7 @@ def small_or_large(
 
 
 def _decode_all(
-    images: FolderImages | TfdsImages, skip: bool
+    images: FolderImages | RecordImages, skip: bool
 ) -> tuple[list[np.ndarray], list[int], list[int]] | None:
     """All images, their labels and the indices of the good ones; None where one is not small."""
 

@@ -1,4 +1,4 @@
-"""A source, and where its images lie: in memory, in files, or in the records of a TFDS data set.
+"""A source, and where its images lie: in memory, in files, or in the records of a data set.
 
 Each class of images has `labels`, `paths`, a length, and `read(index)`, which returns an image with
 its label (-1 where there is none) or raises `BadImageError`.
@@ -75,15 +75,15 @@ class FolderImages:
 
 
 @dataclass
-class TfdsImages:
-    """Records of a TFDS data set, read without TensorFlow and decoded here."""
+class RecordImages:
+    """Records of a data set of TFDS, read without TensorFlow, or of `datasets`; decoded here."""
 
     title: str
     records: Any  # a random-access data source of encoded images
     decoding: Decoding
     has_labels: bool
     chosen: Int32[np.ndarray, "n"] | None = None  # positions in `records`; None: all
-    chosen_labels: Int32[np.ndarray, "n"] | None = None  # their labels, renumbered
+    chosen_labels: Int32[np.ndarray, "n"] | None = None  # theirs; None: each record has its own
     paths: None = field(default=None, init=False)
 
     @functools.cached_property
@@ -103,9 +103,10 @@ class TfdsImages:
 
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
         record = self.records[index if self.chosen is None else int(self.chosen[index])]
-        label = int(record["label"]) if self.has_labels else -1
         if self.chosen_labels is not None:
             label = int(self.chosen_labels[index])
+        else:
+            label = int(record["label"]) if self.has_labels else -1
         return decode_image(record["image"], self.decoding), label
 
 
@@ -121,7 +122,7 @@ class Source:
 
     def __init__(
         self,
-        images: MemoryImages | FolderImages | TfdsImages,
+        images: MemoryImages | FolderImages | RecordImages,
         *,
         class_names: tuple[str, ...],
         canvas: int,
@@ -141,7 +142,7 @@ class Source:
     @property
     def is_labelled(self) -> bool:
         """Whether `labels` is there; unlike `labels` itself, this never reads anything."""
-        if isinstance(self.images, TfdsImages):
+        if isinstance(self.images, RecordImages):
             return self.images.has_labels
         return self.images.labels is not None
 
@@ -197,6 +198,6 @@ def bad_image(name: str, error: BadImageError) -> UserError:
     )
 
 
-def all_bad(images: MemoryImages | FolderImages | TfdsImages) -> UserError:
+def all_bad(images: MemoryImages | FolderImages | RecordImages) -> UserError:
     """What to say when no image can be decoded."""
     return UserError(f"None of the {len(images)} images can be decoded; {images.name(0)} is one.")

@@ -1,9 +1,10 @@
 """Sources of images: one string names each of them everywhere."""
 
 import functools
+import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int32, Integer
@@ -11,9 +12,10 @@ from ml_collections import ConfigDict
 
 from resa_jax.data import check
 from resa_jax.data.decode import BadImageError, Decoding, gray_peak, image_size, shrink
-from resa_jax.data.folder import list_folder
+from resa_jax.data.folder import Folder, list_folder
 from resa_jax.data.held import HELD_SIDE, in_memory, small_or_large
-from resa_jax.data.images import FolderImages, Source, TfdsImages
+from resa_jax.data.images import FolderImages, RecordImages, Source
+from resa_jax.data.listing import read_list
 from resa_jax.data.npz import NPZ_FAULTS
 from resa_jax.errors import UserError
 
@@ -33,12 +35,15 @@ def open_source(
     on_bad_image: str = "error",
     split: str = "train",
 ) -> Source:
-    """Opens `digits`, `folder:PATH`, `npz:FILE` or `tfds:NAME` (also NAME/CONFIG:VERSION@SPLIT).
+    """Opens a source by its name.
 
-    Images are upright uint8 RGB whose longer side is at most `canvas`; see `decode_image`. A folder
-    or TFDS set of small images (up to 96 pixels) is decoded whole here, with the longest side met
-    as its canvas, so that a damaged file is found before the first step; of other folders and TFDS
-    sets each image is decoded when it is asked for. For the labels of a folder see `list_folder`.
+    `digits`, `folder:PATH`, `list:FILE` (see `read_list`), `npz:FILE`, `tfds:NAME`, also
+    NAME/CONFIG:VERSION@SPLIT, or of Hugging Face's `datasets` `hf:NAME_OR_FOLDER`, also NAME@SPLIT.
+
+    Images are upright uint8 RGB whose longer side is at most `canvas`; see `decode_image`. A set of
+    small images (up to 96 pixels) is decoded whole here, with the longest side met as its canvas,
+    so that a damaged file is found before the first step; of other sets each image is decoded when
+    it is asked for. For the labels of a folder see `list_folder`.
 
     Args:
       canvas, max_pixels, gray_max: how images are decoded: `Decoding`.
@@ -48,7 +53,7 @@ def open_source(
         `long_tail_sizes` says; the largest class over the smallest.
       on_bad_image: "error", or "skip": an image that cannot be decoded is left out (small images)
         or the next good one stands in for it (others).
-      split: of a TFDS data set whose name holds none ("train", "test", "train[:10%]").
+      split: of a `tfds:` or `hf:` set whose name holds none ("train", "test", "train[:10%]").
 
     Raises:
       UserError: a mistake in an argument, or an image that cannot be decoded (names the file).
@@ -65,7 +70,11 @@ def open_source(
     if kind == "npz":
         return _open_npz(place, canvas, choose)
     if kind == "folder":
-        return _open_folder(place, decoding, choose, skip)
+        return _open_files(list_folder(place), name, decoding, choose, skip)
+    if kind == "list":
+        return _open_files(read_list(place), name, decoding, choose, skip)
+    if kind == "hf":
+        return _open_huggingface(*check.choose_split(place, split), decoding, choose, skip)
     return _open_tfds(*check.choose_split(place, split), decoding, choose, skip)
 
 
@@ -195,43 +204,44 @@ def _from_arrays(
     return in_memory(list(images), labels, class_names)
 
 
-def _open_folder(root: str, decoding: Decoding, choose: Callable, skip: bool) -> Source:
-    folder = list_folder(root)
+def _open_files(
+    folder: Folder, title: str, decoding: Decoding, choose: Callable, skip: bool
+) -> Source:
     for line in folder.remarks:
-        _LOG.warning("Warning: folder:%s: %s", root, line)
+        _LOG.warning("Warning: %s: %s", title, line)
     labels = None if folder.labels is None else np.array(folder.labels, np.int32)
     names, class_names = folder.names, folder.class_names
     chosen = choose(lambda: labels, class_names)
     if chosen is not None:
         indices, labels, class_names = chosen
         names = [names[index] for index in indices]
-    images = FolderImages(root, names, labels, decoding)
+    images = FolderImages(folder.root, names, labels, decoding)
     few = np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(int))
     probes = [images.name(index) for index in few.tolist()]
-    _speak_of_gray_levels(root, probes, decoding.gray_max)
+    _speak_of_gray_levels(title, probes, decoding.gray_max)
     return small_or_large(images, class_names, _are_small(probes), skip)
 
 
-def _are_small(paths: list[str]) -> bool:
+def _are_small(files: Sequence[str | io.BytesIO]) -> bool:
     sizes = []
-    for path in paths:
+    for file in files:
         try:
-            sizes.append(max(image_size(path)))
+            sizes.append(max(image_size(file)))
         except BadImageError:
             continue  # met again, and reported, when it is decoded
     return max(sizes, default=0) <= HELD_SIDE
 
 
-def _speak_of_gray_levels(root: str, paths: list[str], gray_max: int) -> None:
+def _speak_of_gray_levels(title: str, paths: list[str], gray_max: int) -> None:
     peaks = [peak for peak in map(gray_peak, paths) if peak is not None]
     if not peaks:
         return
     peak = max(peaks)
     levels = min(peak, gray_max) * 255 // gray_max + 1
     _LOG.info(
-        "folder:%s holds gray images of more than 8 bits, with values up to %d. "
+        "%s holds gray images of more than 8 bits, with values up to %d. "
         "config.data.gray_max=%d makes %d of 256 levels of them.%s",
-        root,
+        title,
         peak,
         gray_max,
         levels,
@@ -248,7 +258,7 @@ def _open_tfds(name: str, split: str, how: Decoding, choose: Callable, skip: boo
         raise UserError(f"tfds:{name} has no feature 'image'; it has {', '.join(features)}.")
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     has_labels = "label" in features
-    images = TfdsImages(f"tfds:{name}, split {split}", records, how, has_labels)
+    images = RecordImages(f"tfds:{name}, split {split}", records, how, has_labels)
     class_names = tuple(getattr(features["label"], "names", None) or ()) if has_labels else ()
     chosen = choose(lambda: images.labels, class_names)
     if chosen is not None:
@@ -257,3 +267,26 @@ def _open_tfds(name: str, split: str, how: Decoding, choose: Callable, skip: boo
     sides = features["image"].shape[:2]
     small = None not in sides and max(sides) <= HELD_SIDE
     return small_or_large(images, class_names, small, skip)
+
+
+def _open_huggingface(
+    place: str, split: str, how: Decoding, choose: Callable, skip: bool
+) -> Source:
+    from resa_jax.data.huggingface import Records  # its library is an extra
+
+    records = Records(place, split)
+    labels, class_names = records.labels, records.class_names
+    if labels is not None and not class_names:
+        if labels.dtype.kind == "U":
+            values, labels = np.unique(labels, return_inverse=True)
+            class_names = tuple(map(str, values))
+        else:
+            labels, class_names = number_classes(labels, f"{records.title}: labels")
+    images = RecordImages(records.title, records, how, labels is not None)
+    images.chosen_labels = None if labels is None else labels.astype(np.int32)
+    chosen = choose(lambda: labels, class_names)
+    if chosen is not None:
+        images.chosen, images.chosen_labels, class_names = chosen
+    few = np.unique(np.linspace(0, len(records) - 1, _PROBES).astype(int))
+    probes = [io.BytesIO(records[index]["image"]) for index in few.tolist()]
+    return small_or_large(images, class_names, _are_small(probes), skip)

@@ -35,20 +35,20 @@ class Request:
     """The arguments of `python -m resa_jax.evaluate`; see its flags."""
 
     encoder: AnyPath
-    arch: str | None
-    network: str
     source: str
-    split: str
-    test_source: str | None
-    test_split: str
-    classes: str | None
-    seed: int
-    all_checkpoints: bool
-    cache: AnyPath | None
-    image_size: int | None
-    resize: int | None
-    batch_size: int
-    on_bad_image: str
+    arch: str | None = None
+    network: str = "ema"
+    split: str = "train"
+    test_source: str | None = None
+    test_split: str = "test"
+    classes: str | None = None
+    seed: int = 0
+    all_checkpoints: bool = False
+    cache: AnyPath | None = None
+    image_size: int | None = None
+    resize: int | None = None
+    batch_size: int = 256
+    on_bad_image: str = "error"
 
     @property
     def pretraining_batch(self) -> int | None:
@@ -92,48 +92,59 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, AnyPa
     sources = {"--source": source} | ({} if test_source is None else {"--test_source": test_source})
     facts = {f"--{name}": str(value) for name, value in dataclasses.asdict(request).items()}
     check_alike(facts | {"--protocol": str(protocols)}, sources)
+    for path in paths:
+        encoder = load_encoder(path, request.arch, request.network, projector=True)
+        check_alike({f"the hash of {path}": encoder.fingerprint()}, {})
+        yield from score_encoder(encoder, path, protocols, request, source, test_source)
+
+
+def score_encoder(
+    encoder: Encoder,
+    path: AnyPath,
+    protocols,
+    request: Request,
+    source: Source,
+    test_source: Source | None,
+) -> Iterator[tuple[dict, AnyPath | None]]:
+    """Scores one encoder, which `path` led to, as `evaluate_encoders` does."""
+    workdir = find_workdir(path)
     test_set = None
     if test_source is not None and request.test_source is not None:
         test_set = test_source, _source_title(request.test_source, request.test_split)
-    for path in paths:
-        encoder = load_encoder(path, request.arch, request.network, projector=True)
-        workdir = find_workdir(path)
-        planned = [(each, _preprocessing(each, encoder, request)) for each in protocols]
-        features = SharedFeatures(
-            encoder,
-            (source, _source_title(request.source, request.split)),
-            test_set,
-            planned,
-            batch_size=request.batch_size,
-            cache=_cache(request, workdir),
+    planned = [(each, _preprocessing(each, encoder, request)) for each in protocols]
+    features = SharedFeatures(
+        encoder,
+        (source, _source_title(request.source, request.split)),
+        test_set,
+        planned,
+        batch_size=request.batch_size,
+        cache=_cache(request, workdir),
+    )
+    for protocol, preprocessing in planned:
+        origin = {
+            "encoder": str(path),
+            "architecture": dataclasses.asdict(encoder.spec),
+            "network": encoder.network,
+            "step": encoder.step,
+            "weights_fingerprint": encoder.fingerprint(),
+            "source": _source_title(request.source, request.split),
+            "test_source": _test_title(protocol, request),
+            "classes": request.classes,
+            "preprocessing": dataclasses.asdict(preprocessing),
+        }
+        parts: tuple[Any, Any]
+        if protocol.on_features:
+            parts = features(protocol, preprocessing)
+            scores = protocol.score(*parts, request.seed)
+        else:
+            train, test = open_subsets(source, test_source)
+            protocol, train = protocol.resolve(encoder, train, request.pretraining_batch)
+            parts = train, test
+            scores = protocol.score(encoder, preprocessing, *parts, request.seed)
+        yield (
+            _result(protocol, origin, request.seed, parts[0], parts[1], scores),
+            _default_path(protocol, path, workdir, request),
         )
-        fingerprint = encoder.fingerprint()
-        check_alike({f"the hash of {path}": fingerprint}, {})
-        for protocol, preprocessing in planned:
-            origin = {
-                "encoder": str(path),
-                "architecture": dataclasses.asdict(encoder.spec),
-                "network": encoder.network,
-                "step": encoder.step,
-                "weights_fingerprint": fingerprint,
-                "source": _source_title(request.source, request.split),
-                "test_source": _test_title(protocol, request),
-                "classes": request.classes,
-                "preprocessing": dataclasses.asdict(preprocessing),
-            }
-            parts: tuple[Any, Any]
-            if protocol.on_features:
-                parts = features(protocol, preprocessing)
-                scores = protocol.score(*parts, request.seed)
-            else:
-                train, test = open_subsets(source, test_source)
-                protocol, train = protocol.resolve(encoder, train, request.pretraining_batch)
-                parts = train, test
-                scores = protocol.score(encoder, preprocessing, *parts, request.seed)
-            yield (
-                _result(protocol, origin, request.seed, parts[0], parts[1], scores),
-                _default_path(protocol, path, workdir, request),
-            )
 
 
 def open_labelled_sources(protocols, request: Request) -> tuple[Source, Source | None]:

@@ -17,6 +17,7 @@ from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.processes.agreement import check_agreement
 from resa_jax.processes.distributed import Preemption
 from resa_jax.sharding import check_divisible, create_mesh, to_devices
+from resa_jax.terminal import speak_unless_logging
 from resa_jax.training.disk import check_disk
 from resa_jax.training.finish import finish, is_finished
 from resa_jax.training.initialize import initialize_from
@@ -48,6 +49,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
       FloatingPointError: when the loss is not finite; the last checkpoint is good.
     """
     clock = WallTime()
+    speak_unless_logging()
     mesh = create_mesh()
     check_divisible(config.batch_size, mesh, config.micro_batches)
     lock = locked(workdir) if jax.process_index() == 0 else nullcontext()

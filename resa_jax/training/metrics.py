@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import shutil
-import sys
 from collections.abc import Mapping
 from typing import SupportsFloat
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from resa_jax.errors import UserError
 from resa_jax.paths import AnyPath, Mirror
+from resa_jax.terminal import shows_progress
 from resa_jax.training.flops import peak_flops
 from resa_jax.training.memory import gibibytes
 from resa_jax.training.wall_time import WallTime
@@ -74,7 +74,7 @@ class MetricsWriter:
             self._bar = tqdm(
                 total=total_steps,
                 initial=first_step,
-                disable=not sys.stderr.isatty(),
+                disable=not shows_progress(),
                 unit="step",
                 dynamic_ncols=True,
             )
