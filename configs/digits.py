@@ -30,6 +30,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.encoder.update({"name": "resnet18_small", "image_size": 8, "width": 8})
     config.method.update({"hidden_size": 256, "output_size": 64})
     sizes = {"predictor_size": 128, "num_prototypes": 128, "queue_size": 0}
+    if options.method == "cw_rgp":  # groups of twice as many channels as a slice has images
+        sizes = {"output_size": 128, "slice_size": 32, "groups": 2}
     config.method.update({name: n for name, n in sizes.items() if name in config.method})
     config.views = [
         weak_view(flip_probability=0.0, crop_scale=(0.8, 1.0)),

@@ -26,6 +26,7 @@ from resa_jax.paths import AnyPath, as_path
 from resa_jax.sharding import replicated
 from resa_jax.weights.export import is_export, read_description
 from resa_jax.weights.reading import find_checkpoint, read_children, read_encoder
+from resa_jax.weights.released import released_weights
 
 
 class Encoder:
@@ -143,7 +144,8 @@ def load_encoder(
 
     Args:
       path: a run's workdir (its latest checkpoint), `WORKDIR/checkpoints/STEP`, an export
-        (`WORKDIR/encoder`), or PyTorch weights (`.pth`, `.safetensors`).
+        (`WORKDIR/encoder`), PyTorch weights (`.pth`, `.safetensors`), or a folder that holds such
+        a file and timm's or Hugging Face's config.json.
       arch: architecture of PyTorch weights, where their shapes leave it open.
       network: "ema", or "online" where the file holds both.
       projector: also read the projector, where there is one. An export that lies in its run's
@@ -160,7 +162,7 @@ def load_encoder(
     saved = path.parent / "checkpoints" / str(step)
     if step is not None and projector and saved.is_dir():
         return load_encoder(saved, arch, network, projector=True)
-    if path.is_file() or is_export(path):
+    if path.is_file() or is_export(path) or released_weights(path) is not None:
         spec, params, batch_stats = read_encoder(path, arch, network)
         trees = {"encoder": params}, {"encoder": batch_stats}
         return Encoder(spec, *trees, path=path, network=network, step=step)

@@ -18,7 +18,7 @@ from resa_jax.baselines import BASELINES
 from resa_jax.config import load_config
 from resa_jax.errors import UserError
 from resa_jax.methods import cw_rgp, wmse
-from resa_jax.methods.interface import create_method
+from resa_jax.methods.interface import Moment, Outputs, create_method
 from resa_jax.models.heads import MLP
 from resa_jax.models.network import Network, frozen_mask, split
 from resa_jax.sharding import batch_sharding, create_mesh, replicated
@@ -388,6 +388,29 @@ def test_a_head_against_numpy(options):
             x = standard(x)
         np.testing.assert_allclose(layers[("p0", "p1", "embedding")[n]], x, atol=1e-6)
         x = np.maximum(standard(x) if options.get("batch_norm", True) else x, 0)
+
+
+RECIPES = ("digits", "cifar10_resnet18", "cifar100_resnet18", "imagenet100_resnet18")
+
+
+@pytest.mark.parametrize("name", (*BASELINES, "mec"))
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipes_sizes_fit_the_method(recipe, name):
+    """Its loss takes a batch of the recipe: slices divide it, groups divide the channels."""
+    if name == "mec" and recipe != "digits":
+        pytest.skip("Table 1 has no MEC")
+    config = load_config(f"{recipe}:{name}")
+    method, batch = create_method(config.method), config.batch_size
+    width, views = config.method.output_size, range(len(config.views))
+    rows = tuple(jnp.zeros((batch, width)) for _ in views)
+    moment = Moment(jnp.int32(0), jnp.float32(0), jax.random.key(0))
+
+    def loss(rows):
+        outputs = Outputs(rows, rows, rows, method.init(jax.random.key(0), width))
+        target = outputs if method.momentum_network else None
+        return method(outputs, target, method.buffers(batch, width), moment)[0]
+
+    assert jax.eval_shape(loss, rows).shape == ()
 
 
 def test_recipes():

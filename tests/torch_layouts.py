@@ -41,9 +41,16 @@ def resnet(bottleneck, stages, kernel, width=64):
     return shapes
 
 
-def vit(width, depth, patch, grid, conv_stem=False):
-    """Shapes by name of a ViT without its head."""
-    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, grid * grid + 1, width)}
+def vit(width, depth, patch, grid, conv_stem=False, *, scaled=False, registers=0, gated=0):
+    """Shapes by name of a ViT without its head.
+
+    grid: 0 for one without a position table; scaled: with LayerScale; gated: the width of SwiGLU.
+    """
+    shapes = {"cls_token": (1, 1, width)}
+    if grid:
+        shapes["pos_embed"] = (1, grid * grid + 1, width)
+    if registers:
+        shapes["register_tokens"] = (1, registers, width)
     if conv_stem:
         channels, layers = 3, int(math.log2(patch))
         for index in range(layers):
@@ -62,6 +69,12 @@ def vit(width, depth, patch, grid, conv_stem=False):
         shapes |= linear(f"{block}.attn.qkv", 3 * width, width)
         shapes |= linear(f"{block}.attn.proj", width, width)
         shapes |= {f"{block}.norm2.weight": (width,), f"{block}.norm2.bias": (width,)}
+        if scaled:
+            shapes |= {f"{block}.ls1.gamma": (width,), f"{block}.ls2.gamma": (width,)}
+        if gated:
+            shapes |= linear(f"{block}.mlp.w12", 2 * gated, width)
+            shapes |= linear(f"{block}.mlp.w3", width, gated)
+            continue
         shapes |= linear(f"{block}.mlp.fc1", 4 * width, width)
         shapes |= linear(f"{block}.mlp.fc2", width, 4 * width)
     return shapes | {"norm.weight": (width,), "norm.bias": (width,)}
@@ -106,6 +119,26 @@ ENCODERS = {
     "vitc_s16": lambda: vit(384, 11, 16, 14, conv_stem=True),
     "vitc_b16": lambda: vit(768, 11, 16, 14, conv_stem=True),
     "vit_s16_mocov3": lambda: vit(384, 12, 16, 14),
+    "vit_h14": lambda: vit(1280, 32, 14, 16),
+    "deit3_s16": lambda: vit(384, 12, 16, 14, scaled=True),
+    "deit3_b16": lambda: vit(768, 12, 16, 14, scaled=True),
+    "deit3_l16": lambda: vit(1024, 24, 16, 14, scaled=True),
+}
+for _registers, _ending in ((0, ""), (4, "_reg4")):
+    _scaled = {"scaled": True, "registers": _registers}
+    ENCODERS |= {
+        f"dinov2_s14{_ending}": lambda s=_scaled: vit(384, 12, 14, 16, **s),
+        f"dinov2_b14{_ending}": lambda s=_scaled: vit(768, 12, 14, 16, **s),
+        f"dinov2_l14{_ending}": lambda s=_scaled: vit(1024, 24, 14, 16, **s),
+        f"dinov2_g14{_ending}": lambda s=_scaled: vit(1536, 40, 14, 16, gated=4096, **s),
+    }
+_turned = {"scaled": True, "registers": 4}
+ENCODERS |= {
+    "dinov3_s16": lambda: vit(384, 12, 16, 0, **_turned),
+    "dinov3_s16plus": lambda: vit(384, 12, 16, 0, gated=1536, **_turned),
+    "dinov3_b16": lambda: vit(768, 12, 16, 0, **_turned),
+    "dinov3_l16": lambda: vit(1024, 24, 16, 0, **_turned),
+    "dinov3_h16plus": lambda: vit(1280, 32, 16, 0, gated=5120, **_turned),
 }
 
 

@@ -144,24 +144,24 @@ class BatchNorm(nnx.Module):
         return mean, var
 
 
-def call_block(block: nnx.Module, x: Array, *, train: bool, remat: bool) -> Array:
-    """Calls block(x, train=train); with remat its activations are computed anew in the backward
-    pass.
+def call_block(block: nnx.Module, x: Array, *others, train: bool, remat: bool) -> Array:
+    """Calls block(x, *others, train=train); with remat its activations are computed anew in the
+    backward pass.
 
     The block is split into plain arrays first, so that `jax.checkpoint` sees a pure function and
     the batch statistics leave it as an ordinary output.
     """
     if not remat:
-        return block(x, train=train)
+        return block(x, *others, train=train)
     graphdef, *states = nnx.split(block, nnx.Param, nnx.BatchStat)
 
     @jax.checkpoint
-    def pure(params, stats, x):
+    def pure(params, stats, x, *others):
         merged = nnx.merge(graphdef, params, stats)
-        y = merged(x, train=train)
+        y = merged(x, *others, train=train)
         return y, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
 
-    y, stats = pure(*map(nnx.to_pure_dict, states), x)
+    y, stats = pure(*map(nnx.to_pure_dict, states), x, *others)
     if stats:
         nnx.update(block, stats)
     return y

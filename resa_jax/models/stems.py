@@ -9,9 +9,9 @@ from resa_jax.models.layers import CONVOLUTIONS, BatchNorm, Frozen, torch_unifor
 
 
 class PatchEmbed(nnx.Module):
-    """One linear map of each patch, frozen at its initial value (as in MoCo v3)."""
+    """One linear map of each patch, frozen at its initial value (as in MoCo v3) or trained."""
 
-    def __init__(self, width: int, patch_size: int, *, dtype, rngs):
+    def __init__(self, width: int, patch_size: int, *, trained: bool = False, dtype, rngs):
         bound = math.sqrt(6 / (3 * patch_size**2 + width))
         self.proj = nnx.Conv(
             3,
@@ -25,7 +25,8 @@ class PatchEmbed(nnx.Module):
             rngs=rngs,
         )
         for name in ("kernel", "bias"):
-            setattr(self.proj, name, Frozen(getattr(self.proj, name)[...]))
+            kind = nnx.Param if trained else Frozen
+            setattr(self.proj, name, kind(getattr(self.proj, name)[...]))
 
     def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n gh gw d"]:
         return self.proj(x)

@@ -1,20 +1,22 @@
-"""Vision transformers with MoCo v3's initialisation, fixed sin-cos positions, and timm's names.
+"""Vision transformers, by timm's names: MoCo v3's and the authors', and those of public weights.
 
-Settings: winci-ai/resa, src/vision_transformer.py at commit 6b774ef; Chen et al. (2021), MoCo v3.
+Settings: winci-ai/resa, src/vision_transformer.py at commit 6b774ef; Chen et al. (2021), MoCo v3;
+Touvron et al. (2022), DeiT III; Oquab et al. (2023), DINOv2; Darcet et al. (2023), registers;
+Siméoni et al. (2025), DINOv3.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from resa_jax.errors import UserError
-from resa_jax.models.layers import PRODUCTS, Frozen, call_block, gelu, uniform, xavier_linear
+from resa_jax.models.layers import Frozen, call_block
+from resa_jax.models.positions import resize_positions, rotations, sincos_table
 from resa_jax.models.stems import ConvStem, PatchEmbed
+from resa_jax.models.transformer import Block
 
 
 class ViTSize(NamedTuple):
@@ -24,6 +26,11 @@ class ViTSize(NamedTuple):
       width: of the embedding; depth: blocks; patch_size: side in pixels.
       rows_first: MoCo v3's position table; else the authors' (and MAE's).
       linear_rate, linear_blocks: see `ViT.linear_settings`.
+      registers: tokens besides [CLS] and the patches.
+      hidden, gated, layer_scale, epsilon: see `Block`.
+      rotary: positions by DINOv3's rotations, without a table.
+      learned: positions and patch embedding are trained; else both are fixed.
+      smooth: see `resize_positions`.
     """
 
     width: int
@@ -34,9 +41,28 @@ class ViTSize(NamedTuple):
     rows_first: bool = False
     linear_rate: float = 0.03
     linear_blocks: int = 4
+    registers: int = 0
+    hidden: int | None = None
+    gated: bool = False
+    layer_scale: float | None = None
+    epsilon: float = 1e-6
+    rotary: bool = False
+    learned: bool = False
+    smooth: bool = False
 
 
 _LARGE: dict[str, Any] = {"linear_rate": 0.02, "linear_blocks": 1}
+_DEIT3: dict[str, Any] = {"layer_scale": 1e-4, "learned": True}
+_DINOV2: dict[str, Any] = {"layer_scale": 1.0, "learned": True, "patch_size": 14}
+_REG4: dict[str, Any] = _DINOV2 | {"registers": 4, "smooth": True}
+_DINOV3: dict[str, Any] = {
+    "layer_scale": 1e-5,
+    "learned": True,
+    "registers": 4,
+    "rotary": True,
+    "epsilon": 1e-5,
+}
+_GIANT: dict[str, Any] = {"gated": True, "hidden": 4096}
 
 
 VITS = {
@@ -44,144 +70,35 @@ VITS = {
     "vit_s16": ViTSize(384, 12, 6),
     "vit_b16": ViTSize(768, 12, 12, **_LARGE),
     "vit_l16": ViTSize(1024, 24, 16, **_LARGE),
+    "vit_h14": ViTSize(1280, 32, 16, patch_size=14, **_LARGE),
     # A convolutional stem stands for one block.
     "vitc_s16": ViTSize(384, 11, 6, conv_stem=True),
     "vitc_b16": ViTSize(768, 11, 12, conv_stem=True, **_LARGE),
     "vit_s16_mocov3": ViTSize(384, 12, 12, rows_first=True),
+    "deit3_s16": ViTSize(384, 12, 6, **_DEIT3),
+    "deit3_b16": ViTSize(768, 12, 12, **_DEIT3, **_LARGE),
+    "deit3_l16": ViTSize(1024, 24, 16, **_DEIT3, **_LARGE),
+    "dinov2_s14": ViTSize(384, 12, 6, **_DINOV2),
+    "dinov2_b14": ViTSize(768, 12, 12, **_DINOV2, **_LARGE),
+    "dinov2_l14": ViTSize(1024, 24, 16, **_DINOV2, **_LARGE),
+    "dinov2_g14": ViTSize(1536, 40, 24, **_DINOV2, **_GIANT, **_LARGE),
+    "dinov2_s14_reg4": ViTSize(384, 12, 6, **_REG4),
+    "dinov2_b14_reg4": ViTSize(768, 12, 12, **_REG4, **_LARGE),
+    "dinov2_l14_reg4": ViTSize(1024, 24, 16, **_REG4, **_LARGE),
+    "dinov2_g14_reg4": ViTSize(1536, 40, 24, **_REG4, **_GIANT, **_LARGE),
+    "dinov3_s16": ViTSize(384, 12, 6, **_DINOV3),
+    "dinov3_s16plus": ViTSize(384, 12, 6, **_DINOV3, gated=True, hidden=1536),
+    "dinov3_b16": ViTSize(768, 12, 12, **_DINOV3, **_LARGE),
+    "dinov3_l16": ViTSize(1024, 24, 16, **_DINOV3, **_LARGE),
+    "dinov3_h16plus": ViTSize(1280, 32, 20, **_DINOV3, gated=True, hidden=5120, **_LARGE),
 }
-
-
-def sincos_table(dim: int, grid: int, *, rows_first: bool) -> np.ndarray:
-    """The fixed position table [1 + grid * grid, dim] in float64; the first row, [CLS]'s, is zero.
-
-    Each half of the channels is (sin, cos) of one coordinate times 10000^(-4k/dim), k < dim / 4.
-    The first half encodes the column (MAE's code and the authors'), or the row if rows_first
-    (MoCo v3's). Patches run row by row.
-    """
-    frequencies = 10000.0 ** -(np.arange(dim // 4) / (dim // 4))
-    angles = np.arange(grid)[:, None] * frequencies
-    code = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # [grid, dim / 2]
-    row = np.broadcast_to(code[:, None], (grid, grid, dim // 2))
-    column = np.broadcast_to(code[None, :], (grid, grid, dim // 2))
-    halves = (row, column) if rows_first else (column, row)
-    patches = np.concatenate(halves, axis=2).reshape(grid * grid, dim)
-    return np.concatenate([np.zeros((1, dim)), patches])
-
-
-def bicubic_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """PyTorch's bicubic interpolation by the factor (n_out + 0.1) / n_in, as a float64 matrix.
-
-    `torch.nn.functional.interpolate(scale_factor=..., mode="bicubic")`: Keys' kernel with a =
-    -0.75, no antialiasing, half-pixel centres, borders repeated; the factor as given sets the
-    coordinates, not the ratio of the sizes. The 0.1 guards PyTorch's output size against rounding
-    (DINO; the authors' interpolate_pos_encoding). The matrix is [n_out, n_in].
-    """
-    a = -0.75
-    position = (np.arange(n_out) + 0.5) * n_in / (n_out + 0.1) - 0.5
-    first = np.floor(position).astype(int) - 1
-    matrix = np.zeros((n_out, n_in))
-    for tap in range(4):
-        distance = np.abs(position - (first + tap))
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = a * (((distance - 5) * distance + 8) * distance - 4)
-        weight = np.where(distance <= 1, near, far)
-        np.add.at(matrix, (np.arange(n_out), np.clip(first + tap, 0, n_in - 1)), weight)
-    return matrix
-
-
-def resize_positions(
-    table: Float[Array, "1 tokens d"], rows: int, columns: int
-) -> Float[Array, "1 tokens2 d"]:
-    """A square grid's position table, made one of rows x columns patches; [CLS]'s row stays."""
-    grid = math.isqrt(table.shape[1] - 1)
-    if (rows, columns) == (grid, grid):
-        return table
-    patches = table[0, 1:].reshape(grid, grid, -1)
-    patches = jnp.einsum(
-        "ai,bj,ijd->abd",
-        jnp.asarray(bicubic_matrix(grid, rows), table.dtype),
-        jnp.asarray(bicubic_matrix(grid, columns), table.dtype),
-        patches,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return jnp.concatenate([table[0, :1], patches.reshape(rows * columns, -1)])[None]
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention with one fused map to queries, keys and values, as in timm."""
-
-    def __init__(self, width: int, heads: int, *, dtype, rngs):
-        self.heads = heads
-        # The three maps are initialised as if they were separate: Xavier over width to width.
-        self.qkv = nnx.Linear(
-            width,
-            3 * width,
-            kernel_init=uniform(math.sqrt(6 / (2 * width))),
-            dtype=dtype,
-            precision=PRODUCTS,
-            rngs=rngs,
-        )
-        self.proj = xavier_linear(width, width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
-        n, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads)
-        return self.proj(_attend(qkv).reshape(n, tokens, width))
-
-
-@jax.checkpoint
-def _attend(qkv: Float[Array, "n t 3 h d"]) -> Float[Array, "n t h d"]:
-    """Softmax attention, one head after the other: fewer scores at a time stay nearer.
-
-    The backward pass makes the scores again, which cost little, in the place of keeping them. They
-    are written out, since jax.nn.dot_product_attention takes its softmax in float32 even of
-    float64; here it is float32 at least.
-    """
-    outputs = []
-    for head in range(qkv.shape[3]):
-        query, key, value = (qkv[:, :, part, head] for part in range(3))
-        scores = jnp.einsum(
-            "nqd,nkd->nqk",
-            query * qkv.shape[4] ** -0.5,
-            key,
-            precision=PRODUCTS,
-            preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
-        )
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        outputs.append(jnp.einsum("nqk,nkd->nqd", weights, value, precision=PRODUCTS))
-    return jnp.stack(outputs, axis=2)
-
-
-class MLP(nnx.Module):
-    """Linear to four times the width, exact GELU, Linear back."""
-
-    def __init__(self, width: int, *, dtype, rngs):
-        self.fc1 = xavier_linear(width, 4 * width, dtype=dtype, rngs=rngs)
-        self.fc2 = xavier_linear(4 * width, width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
-        return self.fc2(gelu(self.fc1(x)))
-
-
-class Block(nnx.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int, *, dtype, rngs):
-        self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.attn = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "n t d"], *, train: bool) -> Float[Array, "n t d"]:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
 
 
 class ViT(nnx.Module):
     """A vision transformer without a head: images to the [CLS] token after the last LayerNorm.
 
     The position table belongs to image_size; images of another size get it by bicubic
-    interpolation. Frozen are the table and, without a convolutional stem, the patch embedding.
+    interpolation. Unless `learned`, the table and a linear patch embedding are frozen.
     """
 
     family = "vit"
@@ -197,14 +114,38 @@ class ViT(nnx.Module):
         self.dtype = dtype
         self.linear_rate = size.linear_rate
         self.linear_blocks = min(size.linear_blocks, size.depth)
-        stem = ConvStem if size.conv_stem else PatchEmbed
-        self.patch_embed = stem(width, size.patch_size, dtype=dtype, rngs=rngs)
+        self.smooth = size.smooth
+        self.others = 1 + size.registers  # tokens before the patches
+        self.head = width // size.heads
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        self.patch_embed = (
+            ConvStem(width, size.patch_size, **options)
+            if size.conv_stem
+            else PatchEmbed(width, size.patch_size, trained=size.learned, **options)
+        )
         self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, 1, width)))
-        table = sincos_table(width, image_size // size.patch_size, rows_first=size.rows_first)
-        self.pos_embed = Frozen(jnp.asarray(table[None], jnp.float32))
+        registers, table = None, None
+        if size.registers:
+            tokens = 0.02 * jax.random.normal(rngs.params(), (1, size.registers, width))
+            registers = nnx.Param(tokens)
+        if not size.rotary:
+            grid = image_size // size.patch_size
+            sincos = sincos_table(width, grid, rows_first=size.rows_first)[None]
+            table = (nnx.Param if size.learned else Frozen)(jnp.asarray(sincos, jnp.float32))
+        self.register_tokens, self.pos_embed = registers, table
         for index in range(size.depth):
-            setattr(self, f"blocks_{index}", Block(width, size.heads, dtype=dtype, rngs=rngs))
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+            block = Block(
+                width,
+                size.heads,
+                hidden=size.hidden,
+                gated=size.gated,
+                layer_scale=size.layer_scale,
+                epsilon=size.epsilon,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            setattr(self, f"blocks_{index}", block)
+        self.norm = nnx.LayerNorm(width, epsilon=size.epsilon, dtype=dtype, rngs=rngs)
 
     def tokens(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n t d"]:
         """[CLS] and the patches, positions added: the first block's input."""
@@ -215,14 +156,15 @@ class ViT(nnx.Module):
                 f"use a multiple of {self.patch_size}."
             )
         x = self.patch_embed(x, train=train)
-        rows, columns = x.shape[1:3]
-        cls_token, positions = self.cls_token[...], self.pos_embed[...]
-        positions = resize_positions(positions, rows, columns)
-        if self.dtype is not None:
-            cls_token, positions = cls_token.astype(self.dtype), positions.astype(self.dtype)
-        x = x.reshape(x.shape[0], rows * columns, -1)
-        cls_tokens = jnp.broadcast_to(cls_token, (x.shape[0], 1, x.shape[2])).astype(x.dtype)
-        return jnp.concatenate([cls_tokens, x], axis=1) + positions
+        n, rows, columns, width = x.shape
+        first, x = self.cls_token[...], x.reshape(n, rows * columns, width)
+        if self.pos_embed is not None:
+            positions = self.pos_embed[...]
+            positions = resize_positions(positions, rows, columns, smooth=self.smooth)
+            first, x = first + positions[:, :1], x + positions[:, 1:].astype(x.dtype)
+        parts = [first] if self.register_tokens is None else [first, self.register_tokens[...]]
+        others = (jnp.broadcast_to(part, (n, *part.shape[1:])).astype(x.dtype) for part in parts)
+        return jnp.concatenate([*others, x], axis=1)
 
     def last_cls(
         self, x: Float[Array, "n h w 3"], blocks: int, *, train: bool = False
@@ -250,7 +192,7 @@ class ViT(nnx.Module):
             return self.last_cls(x, blocks)
         (y,) = self._outputs(x, 1, train=False)
         y = self.norm(y)
-        return jnp.concatenate([y[:, 0], y[:, 1:].mean(axis=1)], axis=1)
+        return jnp.concatenate([y[:, 0], y[:, self.others :].mean(axis=1)], axis=1)
 
     def linear_settings(self, batch_size: int | None) -> tuple[float, int]:
         """Learning rate per 256 images and blocks to read of the linear evaluation (Table 9).
@@ -262,9 +204,14 @@ class ViT(nnx.Module):
 
     def _outputs(self, x: Float[Array, "n h w 3"], last: int, *, train: bool) -> list[Array]:
         """The tokens after each of the last blocks, before the last LayerNorm."""
-        x, outputs = self.tokens(x, train=train), []
+        rows, columns = (side // self.patch_size for side in x.shape[1:3])
+        x, outputs, turns = self.tokens(x, train=train), [], None
+        if self.pos_embed is None:
+            tables = rotations(rows, columns, self.head, self.others)
+            turns = tuple(jnp.asarray(table, x.dtype) for table in tables)
         for index in range(self.depth):
-            x = call_block(getattr(self, f"blocks_{index}"), x, train=train, remat=self.remat)
+            block = getattr(self, f"blocks_{index}")
+            x = call_block(block, x, turns, train=train, remat=self.remat)
             outputs.append(x)
         return outputs[-last:]
 

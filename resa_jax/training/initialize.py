@@ -1,5 +1,7 @@
 """Starting a run from weights that are there already."""
 
+import logging
+import math
 from typing import Any
 
 import jax
@@ -7,9 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from resa_jax.errors import UserError
+from resa_jax.models.positions import resize_positions
+from resa_jax.models.vit import VITS, ViTSize
 from resa_jax.paths import as_path
 from resa_jax.training.step import TrainState
 from resa_jax.weights.networks import read_networks
+
+
+_LOG = logging.getLogger("resa_jax")
 
 
 def initialize_from(path: str | None, state: TrainState, encoder: str) -> TrainState:
@@ -32,6 +39,11 @@ def initialize_from(path: str | None, state: TrainState, encoder: str) -> TrainS
             f"config.init_from={path} holds a {spec.name}, but config.encoder.name is {encoder}."
         )
     fields = vars(state)
+    for part in ("params", "ema_params"):
+        if "encoder" in networks.get(part, {}):
+            networks[part]["encoder"] = _with_positions(
+                networks[part]["encoder"], state.params["encoder"], VITS.get(encoder)
+            )
     lacking = networks["params"].keys() - state.params.keys()
     if lacking:
         raise UserError(
@@ -45,6 +57,23 @@ def initialize_from(path: str | None, state: TrainState, encoder: str) -> TrainS
         if fields[part]  # a recipe without a momentum network has empty EMA trees
     }
     return TrainState(**(fields | changed))
+
+
+def _with_positions(new: dict, old: dict, size: ViTSize | None) -> dict:
+    """Weights whose position table, where there is one, is made for the recipe's image size."""
+    if size is None or "pos_embed" not in old or "pos_embed" not in new:
+        return new
+    table, patches = new["pos_embed"], old["pos_embed"].shape[1] - 1
+    if table.shape[1] - 1 == patches:
+        return new
+    _LOG.info(
+        "The position table of %d patches is made one of %d by interpolation.",
+        table.shape[1] - 1,
+        patches,
+    )
+    grid = math.isqrt(patches)
+    resized = resize_positions(jnp.asarray(table), grid, grid, smooth=size.smooth)
+    return new | {"pos_embed": np.asarray(resized)}
 
 
 def _like(old, new, path):

@@ -1,6 +1,7 @@
 """Fitting tensors into networks, with an account of what became of each."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -73,6 +74,7 @@ class Account:
         ]
         if self.counters:
             left_out.append(f"{self.counters} x num_batches_tracked")
+        left_out += summary(self.checkpoint.beside)
         left_out += self.checkpoint.file.others
         converted = [f"{count(range(self.transposed), 'kernel')} transposed"]
         if self.checkpoint.file.widened:
@@ -112,7 +114,8 @@ class Account:
         where = f"{held} in {path}" if held else f"{path}"
         if problems:
             nearest = nearest_arch(tensors) if "encoder" in (network or "encoder") else None
-            hint = f" The nearest architecture is {nearest}." if nearest else ""
+            other = nearest is not None and nearest != arch
+            hint = f" The nearest architecture is {nearest}." if other else ""
             raise UserError(f"{where} does not fit {arch}: {'; '.join(problems)}.{hint}")
         broken = [
             name
@@ -126,3 +129,9 @@ class Account:
                 f"{where} holds values that are no finite numbers, in {some(broken)}; "
                 "such weights are not converted."
             )
+
+
+def summary(names: Iterable[str]) -> list[str]:
+    """Names that are left out, those of one module together."""
+    modules = Counter(name.partition(".")[0] for name in names)
+    return [name if n == 1 else f"{name}.* ({n} tensors)" for name, n in modules.items()]

@@ -50,7 +50,7 @@ def convert(
         if networks is not None:
             lines = networks.lines
     else:
-        encoder = read_encoder(source, network=network or "ema")
+        encoder = read_encoder(source, arch, network or "ema")
         if arch not in (None, encoder[0].name):
             raise UserError(f"--arch={arch}: {source} holds a {encoder[0].name}.")
         tensors = encoder_to_torch(*encoder)

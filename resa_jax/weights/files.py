@@ -4,6 +4,7 @@ No file can run code here: PyTorch files go through its restricted loader, pickl
 knows NumPy arrays only. PyTorch is imported for its own files alone.
 """
 
+import argparse
 import json
 import os
 import pickle
@@ -23,6 +24,12 @@ from resa_jax.errors import UserError
 
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".pkl")
+_READ_ONLY = (".ckpt", ".bin", ".torch")  # other names of PyTorch's files
+# What training scripts keep a network's tensors under, and two networks side by side.
+_CONTAINERS = (
+    *("state_dict", "model", "model_state_dict", "model_state", "network", "state_dict_ema"),
+)
+_PAIR = ("student", "teacher")
 
 _HALF = (np.float16, ml_dtypes.bfloat16)
 
@@ -52,7 +59,7 @@ class TensorFile:
 
 
 def is_tensor_file(path: Path) -> bool:
-    """Whether the name ends as that of a weights file."""
+    """Whether the name ends as that of a weights file that can be written."""
     return path.name.endswith(SUFFIXES)
 
 
@@ -63,8 +70,9 @@ def read_tensors(path: Path) -> TensorFile:
       UserError: for a missing or damaged file, another ending, a pickle that holds more than
         tensors and plain values, or a `.pth` where PyTorch is not installed.
     """
-    if not is_tensor_file(path):
-        raise UserError(f"{path}: a weights file must end in one of {', '.join(SUFFIXES)}.")
+    if not path.name.endswith((*SUFFIXES, *_READ_ONLY)):
+        endings = ", ".join((*SUFFIXES, *_READ_ONLY))
+        raise UserError(f"{path}: a weights file must end in one of {endings}.")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file.")
     others = []
@@ -74,12 +82,8 @@ def read_tensors(path: Path) -> TensorFile:
         content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
         if not isinstance(content, Mapping):
             raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name.")
-        values = content
-        for name in ("state_dict", "model"):
-            if isinstance(content.get(name), Mapping):
-                values = content[name]
-                others = [str(key) for key in content if key != name]
-                break
+        values, used = _tensors_of(content)
+        others = [str(key) for key in content if key not in used] if used else []
         spec = getattr(values, "_metadata", {}).get("", {}).get(_SPEC)
     arrays = {str(name): _to_array(value) for name, value in values.items()}
     others += [name for name, array in arrays.items() if array is None]
@@ -89,6 +93,17 @@ def read_tensors(path: Path) -> TensorFile:
     half = [name for name, array in tensors.items() if array.dtype in _HALF]
     tensors |= {name: tensors[name].astype(np.float32) for name in half}
     return TensorFile(path, tensors, tuple(others), len(half), _read_spec(path, spec))
+
+
+def _tensors_of(content: Mapping) -> tuple[Mapping, list]:
+    """The tensors of a PyTorch file by name, and the keys that they are under, if any."""
+    pair = [key for key in _PAIR if isinstance(content.get(key), Mapping)]
+    if pair:
+        return {f"{key}.{name}": x for key in pair for name, x in content[key].items()}, pair
+    for key in _CONTAINERS:
+        if isinstance(content.get(key), Mapping):
+            return content[key], [key]
+    return content, []
 
 
 def _read_spec(path, text):
@@ -166,7 +181,9 @@ def _import_torch(path):
 def _read_torch(path):
     torch = _import_torch(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # The arguments of a training script, which are plain values, lie beside many a network.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted loader meets damage with exceptions of many kinds
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:

@@ -9,9 +9,10 @@ import numpy as np
 
 from resa_jax.errors import UserError
 from resa_jax.models.encoders import ENCODERS, check_encoder_name
+from resa_jax.models.positions import sincos_table
 from resa_jax.models.resnet import RESNETS, Bottleneck
 from resa_jax.models.spec import EncoderSpec, is_small, usual_resize
-from resa_jax.models.vit import VITS, sincos_table
+from resa_jax.models.vit import VITS
 
 
 # Of CIFAR-10, as the authors train with (their evaluation rounds the std: 0.247, 0.243, 0.261).
@@ -113,11 +114,18 @@ def _distance(name: str, tensors: Mapping[str, np.ndarray]) -> float:
             return math.inf
         size = VITS[name]
         width = _length(tensors, "norm.weight", 0) or size.width
-        conv_stem = "patch_embed.proj.0.weight" in tensors
+        scaled = "blocks.0.ls1.gamma" in tensors
+        named = size.layer_scale is not None
         return (
             10 * abs(math.log(width / size.width))
             + abs(blocks - size.depth)
-            + (conv_stem != size.conv_stem)
+            + (("patch_embed.proj.0.weight" in tensors) != size.conv_stem)
+            + (scaled != named)
+            + (("blocks.0.mlp.w12.weight" in tensors) != size.gated)
+            + (("pos_embed" not in tensors) != size.rotary)
+            + ((_length(tensors, "register_tokens", 1) or 0) != size.registers)
+            # DeiT III and DINOv2 differ in their patches alone; of others these are left open.
+            + (scaled and named and _patch_size(tensors) != size.patch_size)
         )
     stages = [_count(f"layer{stage}.", tensors) for stage in range(1, 5)]
     if not any(stages):

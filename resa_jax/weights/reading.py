@@ -7,6 +7,7 @@ from resa_jax.models.spec import EncoderSpec
 from resa_jax.paths import AnyPath, local_input
 from resa_jax.weights.export import is_export, read_export
 from resa_jax.weights.files import read_tensors
+from resa_jax.weights.released import read_release, released_weights
 from resa_jax.weights.sorting import sort_networks
 from resa_jax.weights.translate import encoder_from_torch
 from resa_jax.workdir import checkpoint_paths
@@ -19,7 +20,8 @@ def read_encoder(
 
     Args:
       path: a run's workdir (its latest checkpoint), `WORKDIR/checkpoints/STEP`, an export, or a
-        file of PyTorch's tensors (`.safetensors`, `.pth`, `.pt`, `.pth.tar`, detectron2's `.pkl`).
+        file of PyTorch's tensors (`.safetensors`, `.pth`, `.pt`, `.pth.tar`, detectron2's `.pkl`),
+        or a folder of timm's or Hugging Face's with such a file and a config.json.
       arch: its name, where the shapes of PyTorch's tensors leave it open.
       network: "ema" or "online", where both are there; "ema" takes what there is.
 
@@ -31,6 +33,10 @@ def read_encoder(
             return encoder_from_torch(sort_networks(read_tensors(file)), arch, network).encoder
     if is_export(path):
         return read_export(path, network)
+    if (weights := released_weights(path)) is not None:
+        release = read_release(path)
+        spec, params, batch_stats = read_encoder(weights, arch or release.arch, network)
+        return release.described(spec), params, batch_stats
     path = find_checkpoint(path)
     children = read_children(path, network, ("encoder",))
     return EncoderSpec.from_config(from_json(read_config(path), path)), *children["encoder"]

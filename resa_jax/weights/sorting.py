@@ -1,10 +1,12 @@
 """A PyTorch file's tensors sorted by network."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from resa_jax.errors import UserError
+from resa_jax.weights.dialects import translate, unwrap
 from resa_jax.weights.files import TensorFile
 from resa_jax.weights.names import from_detectron2
 
@@ -29,11 +31,13 @@ class Checkpoint:
       networks: "encoder", "ema encoder", "projector", "ema projector", "predictor" (those that are
         there; "" for an encoder alone) to tensors by name within the network.
       prefixes: how the file calls them.
+      beside: names of tensors that belong to no network that is known here, such as heads.
     """
 
     file: TensorFile
     networks: dict[str, dict[str, np.ndarray]]
     prefixes: dict[str, str]
+    beside: tuple[str, ...] = ()
 
     @property
     def is_full(self) -> bool:
@@ -45,29 +49,47 @@ def sort_networks(file: TensorFile) -> Checkpoint:
     """Sorts a file's tensors by network, from the prefixes of their names.
 
     Raises:
-      UserError: when only some of the names have a network's prefix, or two stand for one tensor.
+      UserError: two names stand for one tensor.
     """
-    detectron2 = "stem.conv1.weight" in file.tensors
+    names = {full: re.sub(r"^((module|_orig_mod)\.)+", "", full) for full in file.tensors}
+    if "stem.conv1.weight" in names.values():
+        names = {full: from_detectron2(name) for full, name in names.items()}
+    heads = {name.partition(".")[0] for name in names.values()}
+    if heads <= _CHILDREN.keys() and "embeddings" not in heads and _are_ours(names.values()):
+        places = {
+            full: (_CHILDREN[name.partition(".")[0]], name.partition(".")[2])
+            for full, name in names.items()
+        }
+        prefixes = {_CHILDREN[head]: f"{head}.*" for head in heads}
+        return Checkpoint(file, _by_network(file, places), prefixes)
+
+    networks, beside = {}, []
+    for network, tensors in _by_network(file, {f: unwrap(n) for f, n in names.items()}).items():
+        networks[network], left_out = translate(tensors)
+        beside += left_out
+    encoders = {network: tensors for network, tensors in networks.items() if tensors}
+    if "" in encoders and len(encoders) > 1:
+        stray = encoders[""]
+        held = ", ".join(f"{network}.*" for network in encoders if network)
+        outside = f"{count(stray, 'tensor')} outside its networks {held}: {some(stray)}"
+        raise UserError(f"{file.path} holds {outside}.")
+    prefixes = {network: f"the {network}" for network in encoders if network}
+    return Checkpoint(file, encoders or {"": {}}, prefixes, tuple(beside))
+
+
+def _are_ours(names) -> bool:
+    """Whether "encoder." is a network's name, and not that of a ViT's blocks."""
+    return not any(re.match(r"encoder\.(layers?|pos_embedding|ln)\b", name) for name in names)
+
+
+def _by_network(file: TensorFile, places) -> dict[str, dict[str, np.ndarray]]:
     networks: dict[str, dict[str, np.ndarray]] = {}
-    bare: dict[str, np.ndarray] = {}
-    prefixes = {}
-    for full_name, value in file.tensors.items():
-        name = full_name.removeprefix("module.")
-        name = from_detectron2(name) if detectron2 else name
-        prefix, _, rest = name.partition(".")
-        tensors = bare
-        if prefix in _CHILDREN:
-            tensors, name = networks.setdefault(_CHILDREN[prefix], {}), rest
-            prefixes[_CHILDREN[prefix]] = f"{prefix}.*"
+    for full_name, (network, name) in places.items():
+        tensors = networks.setdefault(network, {})
         if name in tensors:
             raise UserError(f"{file.path} holds {full_name} under two names.")
-        tensors[name] = value
-    if networks and bare:
-        raise UserError(
-            f"{file.path} holds {count(bare, 'tensor')} outside its networks "
-            f"{', '.join(prefixes.values())}: {some(bare)}."
-        )
-    return Checkpoint(file, networks or {"": bare}, prefixes)
+        tensors[name] = file.tensors[full_name]
+    return networks
 
 
 def count(items, noun: str) -> str:

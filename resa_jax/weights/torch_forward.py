@@ -74,10 +74,11 @@ def _vit(spec, weights, x):
     from torch import cat
     from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 
+    named = VITS[spec.name]
+
     def norm(name, x):
-        return layer_norm(
-            x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-6
-        )
+        scale, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return layer_norm(x, x.shape[-1:], scale, shift, eps=named.epsilon)
 
     def dense(name, x):
         return linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -90,20 +91,53 @@ def _vit(spec, weights, x):
     last = f"{stem}.{place}" if place else stem
     kernel = weights[f"{last}.weight"]
     x = conv2d(x, kernel, weights[f"{last}.bias"], stride=kernel.shape[2])
+    rows, columns = x.shape[2:]
     x = x.flatten(2).transpose(1, 2)
-    n, patches, width = x.shape
-    named = VITS[spec.name]
+    n, _, width = x.shape
     head = named.width // named.heads
     heads = named.heads if width % head else width // head
-    x = cat([weights["cls_token"].expand(n, -1, -1), x], dim=1) + weights["pos_embed"]
+    x = cat([weights["cls_token"].expand(n, -1, -1), x], dim=1)
+    if "pos_embed" in weights:
+        x = x + weights["pos_embed"]
+    if "register_tokens" in weights:
+        x = cat([x[:, :1], weights["register_tokens"].expand(n, -1, -1), x[:, 1:]], dim=1)
+    turn = _turns(rows, columns, width // heads, x) if "pos_embed" not in weights else None
     index = 0
     while f"blocks.{index}.norm1.weight" in weights:
         block = f"blocks.{index}"
         qkv = dense(f"{block}.attn.qkv", norm(f"{block}.norm1", x))
-        qkv = qkv.reshape(n, patches + 1, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        y = scaled_dot_product_attention(*qkv).transpose(1, 2).reshape(n, patches + 1, width)
-        x = x + dense(f"{block}.attn.proj", y)
-        y = gelu(dense(f"{block}.mlp.fc1", norm(f"{block}.norm2", x)))
-        x = x + dense(f"{block}.mlp.fc2", y)
+        qkv = qkv.reshape(n, x.shape[1], 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv if turn is None else (turn(qkv[0]), turn(qkv[1]), qkv[2])
+        y = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        x = x + dense(f"{block}.attn.proj", y) * weights.get(f"{block}.ls1.gamma", 1)
+        y = norm(f"{block}.norm2", x)
+        if f"{block}.mlp.w12.weight" in weights:
+            gate, value = dense(f"{block}.mlp.w12", y).chunk(2, dim=-1)
+            y = dense(f"{block}.mlp.w3", gate.sigmoid() * gate * value)
+        else:
+            y = dense(f"{block}.mlp.fc2", gelu(dense(f"{block}.mlp.fc1", y)))
+        x = x + y * weights.get(f"{block}.ls2.gamma", 1)
         index += 1
     return norm("norm", x)[:, 0]
+
+
+def _turns(rows, columns, head, like):
+    """DINOv3's rotation of the patches' queries and keys, as complex numbers."""
+    import torch
+
+    frequencies = 2 * torch.pi / 100 ** (torch.arange(head // 4, dtype=torch.float64) * 4 / head)
+    down, right = (
+        (2 * torch.arange(count, dtype=torch.float64) + 1) / count - 1 for count in (rows, columns)
+    )
+    down = (down[:, None, None] * frequencies).expand(rows, columns, -1)
+    right = (right[None, :, None] * frequencies).expand(rows, columns, -1)
+    angles = torch.cat([down, right], dim=-1).flatten(0, 1)
+    turns = torch.polar(torch.ones_like(angles), angles)
+
+    def turn(x):
+        others = x.shape[2] - rows * columns
+        pairs = torch.complex(*x[:, :, others:].double().chunk(2, dim=-1)) * turns
+        turned = torch.cat([pairs.real, pairs.imag], dim=-1).to(like.dtype)
+        return torch.cat([x[:, :, :others], turned], dim=2)
+
+    return turn

@@ -1,0 +1,133 @@
+"""The blocks of a ViT, with timm's names."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from resa_jax.models.layers import PRODUCTS, gelu, uniform, xavier_linear
+from resa_jax.models.positions import rotate
+
+
+Turns = tuple[Float[Array, "t head"], Float[Array, "t head"]]  # see `positions.rotations`
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused map to queries, keys and values, as in timm."""
+
+    def __init__(self, width: int, heads: int, *, dtype, rngs):
+        self.heads = heads
+        # The three maps are initialised as if they were separate: Xavier over width to width.
+        self.qkv = nnx.Linear(
+            width,
+            3 * width,
+            kernel_init=uniform(math.sqrt(6 / (2 * width))),
+            dtype=dtype,
+            precision=PRODUCTS,
+            rngs=rngs,
+        )
+        self.proj = xavier_linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n t d"], turns: Turns | None) -> Float[Array, "n t d"]:
+        n, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads)
+        return self.proj(_attend(qkv, turns).reshape(n, tokens, width))
+
+
+@jax.checkpoint
+def _attend(qkv: Float[Array, "n t 3 h d"], turns: Turns | None) -> Float[Array, "n t h d"]:
+    """Softmax attention, one head after the other: fewer scores at a time stay nearer.
+
+    The backward pass makes the scores again, which cost little, in the place of keeping them. They
+    are written out, since jax.nn.dot_product_attention takes its softmax in float32 even of
+    float64; here it is float32 at least.
+    """
+    outputs = []
+    for head in range(qkv.shape[3]):
+        query, key, value = (qkv[:, :, part, head] for part in range(3))
+        if turns is not None:
+            query, key = rotate(query, *turns), rotate(key, *turns)
+        scores = jnp.einsum(
+            "nqd,nkd->nqk",
+            query * qkv.shape[4] ** -0.5,
+            key,
+            precision=PRODUCTS,
+            preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+        )
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        outputs.append(jnp.einsum("nqk,nkd->nqd", weights, value, precision=PRODUCTS))
+    return jnp.stack(outputs, axis=2)
+
+
+class MLP(nnx.Module):
+    """Linear, exact GELU, Linear back."""
+
+    def __init__(self, width: int, hidden: int, *, dtype, rngs):
+        self.fc1 = xavier_linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = xavier_linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class GatedMLP(nnx.Module):
+    """SwiGLU (Shazeer, 2020): half of a linear map, through SiLU, times the other; Linear back."""
+
+    def __init__(self, width: int, hidden: int, *, dtype, rngs):
+        self.w12 = xavier_linear(width, 2 * hidden, dtype=dtype, rngs=rngs)
+        self.w3 = xavier_linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
+        gate, value = jnp.split(self.w12(x), 2, axis=-1)
+        return self.w3(nnx.silu(gate) * value)
+
+
+class LayerScale(nnx.Module):
+    """A factor for each channel (Touvron et al., 2021)."""
+
+    def __init__(self, width: int, initial: float):
+        self.gamma = nnx.Param(jnp.full(width, initial))
+
+    def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
+        return x * self.gamma[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        hidden: int | None = None,
+        gated: bool = False,
+        layer_scale: float | None = None,
+        epsilon: float = 1e-6,
+        dtype,
+        rngs,
+    ):
+        """
+        Args:
+          hidden: of the MLP; None: four times the width.
+          gated: SwiGLU in its place.
+          layer_scale: initial factor of both branches; None for no factors.
+          epsilon: of the LayerNorms.
+        """
+        hidden = 4 * width if hidden is None else hidden
+        self.norm1 = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.attn = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.mlp = (GatedMLP if gated else MLP)(width, hidden, dtype=dtype, rngs=rngs)
+        self.ls1 = None if layer_scale is None else LayerScale(width, layer_scale)
+        self.ls2 = None if layer_scale is None else LayerScale(width, layer_scale)
+
+    def __call__(
+        self, x: Float[Array, "n t d"], turns: Turns | None = None, *, train: bool
+    ) -> Float[Array, "n t d"]:
+        y = self.attn(self.norm1(x), turns)
+        x = x + (y if self.ls1 is None else self.ls1(y))
+        y = self.mlp(self.norm2(x))
+        return x + (y if self.ls2 is None else self.ls2(y))

@@ -1,0 +1,110 @@
+"""A folder as timm and Hugging Face release it: weights, and a config.json that says what they are.
+
+The configuration tells what no tensor does: the architecture of a ResNet, the number of heads, and
+how images are normalised.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+from resa_jax.errors import UserError
+from resa_jax.models.spec import EncoderSpec
+from resa_jax.models.vit import VITS
+from resa_jax.paths import AnyPath, read_json
+
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors")
+# Architectures of timm, without the tag of their training, that are those of this package.
+_TIMM = re.compile(
+    r"resnet(18|34|50|101)|(vit|deit|deit3)_(tiny|small|base|large|huge|giant)(_plus)?"
+    r"_patch\d+(_reg4)?(_dinov[23](_qkvb)?|_\d+)?"
+)
+_HUGGING_FACE = {
+    *("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit_msn"),
+}
+
+
+def released_weights(path: AnyPath) -> AnyPath | None:
+    """The file of weights in such a folder, None where the folder is no such one."""
+    if not (path / "config.json").is_file():
+        return None
+    return next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """What a folder's configuration says.
+
+    Attributes:
+      path: of the configuration.
+      heads: of a ViT, None where it does not say.
+      width: of a ViT, None where it does not say.
+      mean, std: by which images are normalised, None where it does not say.
+    """
+
+    path: AnyPath
+    heads: int | None = None
+    width: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def arch(self) -> str | None:
+        """The architecture where the number of heads decides it."""
+        return "vit_s16_mocov3" if (self.heads, self.width) == (12, 384) else None
+
+    def described(self, spec: EncoderSpec) -> EncoderSpec:
+        """The encoder's description with what the configuration says of it.
+
+        Raises:
+          UserError: it has another number of heads.
+        """
+        named = VITS.get(spec.name)
+        if named is not None and self.heads not in (None, named.heads):
+            raise UserError(
+                f"{self.path} says that its ViT has {self.heads} heads; a {spec.name} has "
+                f"{named.heads}, and other numbers of heads are not known here."
+            )
+        return dataclasses.replace(spec, mean=self.mean or spec.mean, std=self.std or spec.std)
+
+
+def read_release(folder: AnyPath) -> Release:
+    """Reads config.json, and preprocessor_config.json where there is one.
+
+    Raises:
+      UserError: the architecture is another than those of this package, or a file is damaged.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    timm, kind = config.get("architecture"), config.get("model_type")
+    if isinstance(timm, str):
+        if _TIMM.fullmatch(timm.partition(".")[0]) is None:
+            raise UserError(
+                f"{path} says that its architecture is {timm}, which is not known here: its "
+                "weights would be read as another one's."
+            )
+        mean, std = _statistics(config.get("pretrained_cfg"), "mean", "std")
+        return Release(path, mean=mean, std=std)
+    if kind not in _HUGGING_FACE:
+        raise UserError(
+            f"{path} says that its model_type is {kind!r}; known here are "
+            f"{', '.join(sorted(_HUGGING_FACE))}, and timm's ResNets and ViTs."
+        )
+    preprocessor = folder / "preprocessor_config.json"
+    said = read_json(preprocessor) if preprocessor.is_file() else None
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    return Release(path, heads, width, *_statistics(said, "image_mean", "image_std"))
+
+
+def _statistics(said: Any, *names: str) -> list[tuple[float, ...] | None]:
+    values: list[Any] = [said.get(name) if isinstance(said, dict) else None for name in names]
+    return [tuple(map(float, value)) if _are_three(value) else None for value in values]
+
+
+def _are_three(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(x, int | float) and 0 <= x < 1000 for x in value)
+    )
