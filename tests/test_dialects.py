@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_layouts
+from evaluation_run import initial_state
 from safetensors.numpy import save_file
 
+import resa_jax
 from resa_jax.encoder import load_encoder
 from resa_jax.errors import UserError
 from resa_jax.models.positions import resize_positions, rotations, smooth_bicubic_matrix
+from resa_jax.training.initialize import initialize_from
 from resa_jax.weights.dialects import translate, unwrap
 from resa_jax.weights.files import read_tensors
 from resa_jax.weights.sorting import sort_networks
@@ -311,6 +314,21 @@ def test_wrappers_come_off(wrapping, tmp_path):
     encoder = load_encoder(path, network="online" if has_ema else "ema")
     kernel = encoder.params["encoder"]["conv1"]["kernel"]
     np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
+
+
+def test_pretraining_goes_on_from_dinov2(tmp_path):
+    """From a folder of Hugging Face's, at another image size than the weights'."""
+    config = {"model_type": "dinov2", "num_attention_heads": 6, "hidden_size": 384}
+    folder_of(tmp_path, config, shapes=SCALED)
+    changes = {"encoder.name": "dinov2_s14", "encoder.image_size": 28, "encoder.width": None}
+    _, state = initial_state(resa_jax.get_config("digits:smoke", **changes), 0)
+    state = initialize_from(str(tmp_path), state, "dinov2_s14")
+    theirs = load_encoder(tmp_path).params["encoder"]
+    table = resize_positions(theirs.pop("pos_embed"), 2, 2)
+    for trees in (state.params, state.ema_params):
+        ours = dict(trees["encoder"])
+        np.testing.assert_allclose(ours.pop("pos_embed"), table, atol=1e-6)
+        jax.tree.map(np.testing.assert_array_equal, theirs, ours)
 
 
 @pytest.mark.torch
