@@ -25,7 +25,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.batch_size = 256
     config.optimizer.name = "adamw"
     # By a search among 1e-3, 3e-3 and 1e-2 (benchmarks.digits_rates).
-    config.base_lr = 1e-2 if options.method in ("simclr", "simsiam", "vicreg") else 3e-3
+    config.base_lr = (
+        1e-2 if options.method in ("simclr", "simsiam", "vicreg", "intl", "mec") else 3e-3
+    )
     config.weight_decay = 0.01
     config.ema_momentum = 0.98  # a run of 770 steps has no time for 0.996
     config.encoder.update({"name": "resnet18_small", "image_size": 8, "width": 8})
