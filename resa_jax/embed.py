@@ -7,7 +7,9 @@ classes, `class_names`; it is what `evaluate --features` reads.
 --query=IMAGE,... also finds the images nearest to some files, or to images of the source given by
 number: a printed table, FILE.neighbours.csv and FILE.neighbours.png.
 --groups=K also sorts the images into K groups by k-means: FILE.groups.csv and FILE.groups.png.
-Neighbours and groups go by the direction of the encodings (cosine).
+--duplicates=0.98 lists sets of images whose encodings are at least so much alike, --outliers=N the
+N images least like any other: FILE.duplicates.csv and .png, FILE.outliers.csv and .png.
+All go by the direction of the encodings (cosine). FILE.parquet has the same as columns.
 Started on every host of a slice or cluster, as `resa_jax.main` is, the processes share the work.
 """
 
@@ -32,11 +34,15 @@ _ARCH = flags.DEFINE_string("arch", None, "Architecture of PyTorch weights.")
 _NETWORK = flags.DEFINE_enum("network", "ema", ["ema", "online"], "Which network of a checkpoint.")
 _SOURCE = flags.DEFINE_string("source", None, f"Images: {KINDS}.", required=True)
 _SPLIT = flags.DEFINE_string("split", "train", "Split of a tfds: or hf: source.")
-_OUTPUT = flags.DEFINE_string("output", None, "npz file to write.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "npz or parquet file to write.", required=True)
 _LAYERS = flags.DEFINE_list("layers", [], "Further arrays, of p0, p1, embedding (the projector's).")
 _QUERY = flags.DEFINE_list("query", [], "Images whose neighbours to find: files, or numbers.")
 _NEIGHBOURS = flags.DEFINE_integer("neighbours", 10, "How many of each.", lower_bound=1)
 _GROUPS = flags.DEFINE_integer("groups", None, "Number of groups.", lower_bound=2)
+_DUPLICATES = flags.DEFINE_float(
+    "duplicates", None, "Cosine from which two images are near-duplicates.", lower_bound=0.0
+)
+_OUTLIERS = flags.DEFINE_integer("outliers", None, "Number of outliers.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of k-means.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1)
 _ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "Undecodable images.")
@@ -50,8 +56,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
     count = check_source(_SOURCE.value, split=_SPLIT.value)
     output = as_path(_OUTPUT.value, "--output=")
-    if output.suffix != ".npz":
-        raise UserError(f"--output={output} must end in .npz.")
+    if output.suffix not in (".npz", ".parquet"):
+        raise UserError(f"--output={output} must end in .npz or .parquet.")
     for query in _QUERY.value:
         if not os.path.isfile(query) and not query.isdigit():
             raise UserError(
@@ -101,6 +107,10 @@ def _embed(output: AnyPath) -> None:
             print(images.find_neighbours(_QUERY.value, encode, _NEIGHBOURS.value, local))
         if _GROUPS.value is not None:
             print(images.make_groups(_GROUPS.value, _SEED.value, local))
+        if _DUPLICATES.value is not None:
+            print(images.find_duplicates(_DUPLICATES.value, local))
+        if _OUTLIERS.value is not None:
+            print(images.find_outliers(_OUTLIERS.value, local))
 
 
 if __name__ == "__main__":

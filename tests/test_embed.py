@@ -88,7 +88,7 @@ def test_command_writes_encodings_neighbours_and_groups(workdir, folder, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--output={here}/x.txt"], "must end in .npz"),
+        (["--output={here}/x.txt"], "must end in .npz or .parquet"),
         (["--encoder=nowhere"], "--encoder=nowhere: there is no such file"),
         (["--source=folder:nowhere"], "folder:nowhere"),
         (["--query=nowhere.jpg"], "--query=nowhere.jpg is neither"),
@@ -121,6 +121,68 @@ def test_neighbours_of_an_image_of_the_source(tmp_path):
         images.find_neighbours(["5000"], encode, 5, tmp_path / "x.npz")
     with pytest.raises(UserError, match="ask for fewer"):
         images.find_neighbours(["7"], encode, 30, tmp_path / "x.npz")
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """Fifteen images of chosen encodings: two pairs nearly alike, a set of three, a loner."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (15, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(15) % 3)
+    encodings = np.eye(16, dtype=np.float32)[:15] + 2  # alike by 0.98
+    encodings[3] = 1.5 * encodings[7] + 1e-3 * rng.normal(size=16)
+    encodings[5] = encodings[11] + 1e-3 * rng.normal(size=16)
+    encodings[[2, 9]] = encodings[14] * [[1.0], [2.0]]
+    encodings[12] = rng.normal(size=16)
+    source = open_source(f"npz:{tmp_path / 'images.npz'}")
+    arrays = {"encoding": encodings, "labels": source.labels, "indices": np.arange(15)}
+    return Collection(source, "npz:images", arrays)
+
+
+def test_near_duplicates(collection, tmp_path):
+    said = collection.find_duplicates(0.9999, tmp_path / "out.npz")
+    assert said.startswith("3 sets of near-duplicates, 4 images beyond the first of each.")
+    rows = read_csv(tmp_path / "out.duplicates.csv")
+    sets = [
+        [int(row["path"].split()[-1]) for row in rows if row["set"] == str(n)] for n in range(3)
+    ]
+    assert sets == [[2, 9, 14], [3, 7], [5, 11]]
+    assert all(float(row["similarity"]) > 0.9999 for row in rows)
+    assert rows[0]["class"] == "2"
+    with Image.open(tmp_path / "out.duplicates.png") as picture:
+        assert picture.height > 3 * 72
+    none = collection.find_duplicates(1.5, tmp_path / "none.npz")
+    assert none.startswith("0 sets of near-duplicates, 0 images")
+    assert read_csv(tmp_path / "none.duplicates.csv") == []
+
+
+def test_outliers(collection, tmp_path):
+    collection.find_outliers(3, tmp_path / "out.npz")
+    rows = read_csv(tmp_path / "out.outliers.csv")
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    assert rows[0]["path"] == "npz:images 12"
+    assert float(rows[0]["similarity"]) < 0.9 < float(rows[1]["similarity"])
+
+
+def test_many_images_exactly_alike(tmp_path):
+    """An image among more copies of itself than are looked at is still no copy of its own."""
+    np.savez(tmp_path / "same.npz", images=np.zeros((30, 4, 4, 3), np.uint8))
+    source = open_source(f"npz:{tmp_path / 'same.npz'}")
+    labels = np.full(30, -1)
+    arrays = {"encoding": np.ones((30, 4), np.float32), "labels": labels, "indices": np.arange(30)}
+    said = Collection(source, "same", arrays).find_duplicates(0.99, tmp_path / "out.npz")
+    assert said.startswith("1 sets of near-duplicates, 29 images")
+
+
+def test_parquet_has_a_row_for_each_image(collection, tmp_path):
+    from pyarrow import parquet
+
+    collection.save(tmp_path / "out.parquet")
+    collection.save(tmp_path / "out.npz")
+    table, arrays = parquet.read_table(tmp_path / "out.parquet"), np.load(tmp_path / "out.npz")
+    np.testing.assert_array_equal(np.array(table["encodings"].to_pylist()), arrays["encodings"])
+    assert table["paths"].to_pylist() == arrays["paths"].tolist()
+    assert table["class"].to_pylist() == [str(n % 3) for n in range(15)]
 
 
 def test_query_encoder_agrees_with_load_encoder(workdir):

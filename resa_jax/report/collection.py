@@ -1,12 +1,15 @@
 """What people want first with their own images: encodings in a file, neighbours, groups."""
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from resa_jax.data.decode import BadImageError, Decoding, decode_image
 from resa_jax.data.sources import Source
@@ -19,6 +22,7 @@ from resa_jax.report.montage import montage
 
 
 GROUP_IMAGES = 10  # shown of each group
+SHOWN_SETS = 40  # of near-duplicates
 
 
 class Collection:
@@ -38,15 +42,93 @@ class Collection:
         self.titles = tuple(f"{name} {i}" if paths is None else paths[i] for i in indices)
 
     def save(self, path: Path) -> None:
-        """Writes encodings, labels, paths, class_names and the further layers to an npz file."""
+        """Writes encodings, labels, paths and the further layers, by the path's ending.
+
+        An npz file also holds `class_names`, a parquet file in their place the column `class`; its
+        layers are lists of one length, a row for each image.
+        """
         arrays: dict[str, Any] = {
             "encodings" if k == "encoding" else k: v for k, v in self._arrays.items()
         }
         del arrays["indices"]
         arrays["paths"] = np.array(self.titles)
+        if path.suffix == ".parquet":
+            arrays["class"] = np.array([self._class(row) for row in range(len(self.titles))])
+            _write_parquet(path, arrays)
+            return
         if self._source.is_labelled and self._source.class_names:
             arrays["class_names"] = np.array(self._source.class_names)
         np.savez(path, **arrays)
+
+    def find_duplicates(self, threshold: float, output: Path) -> str:
+        """Sets of images that are nearly the same: linked by cosines of at least `threshold`.
+
+        Of each image its ten nearest others are looked at.
+
+        Returns:
+          A line that says what was written: FILE.duplicates.csv, with the similarity of each image
+          to the first of its set, and FILE.duplicates.png beside `output`.
+        """
+        rows, similarities = self._nearest_others(10)
+        linked = similarities >= threshold
+        first = np.repeat(np.arange(len(rows)), linked.sum(axis=1))
+        links = coo_array((np.ones(len(first)), (first, rows[linked])), shape=(len(rows),) * 2)
+        sets = [s for s in _by_size(connected_components(links, directed=False)[1]) if len(s) > 1]
+        unit = l2_normalize(self._encodings)
+        table = [
+            (number, self.titles[row], f"{unit[row] @ unit[members[0]]:.4f}", self._class(row))
+            for number, members in enumerate(sets)
+            for row in members
+        ]
+        strips = [[self._image(row) for row in members[:GROUP_IMAGES]] for members in sets]
+        captions = [f"set {number}\n{len(members)} images" for number, members in enumerate(sets)]
+        names = ("set", "path", "similarity", "class")
+        written = self._write("duplicates", output, names, table, strips, captions)
+        extra = sum(map(len, sets)) - len(sets)
+        found = f"{len(sets)} sets of near-duplicates, {extra} images beyond the first of each."
+        return f"{found} {written}"
+
+    def find_outliers(self, number: int, output: Path) -> str:
+        """The images that are least like their ten nearest others, by the mean cosine.
+
+        Returns:
+          A line that says what was written: FILE.outliers.csv and FILE.outliers.png beside
+          `output`.
+        """
+        near = self._nearest_others(10)[1].mean(axis=1)
+        order = np.argsort(near, kind="stable")[:number]
+        table = [
+            (rank, self.titles[row], f"{near[row]:.4f}", self._class(row))
+            for rank, row in enumerate(order, 1)
+        ]
+        strips = [[self._image(row) for row in order[n : n + 10]] for n in range(0, len(order), 10)]
+        captions = [f"{10 * n + 1} to {10 * n + len(strip)}" for n, strip in enumerate(strips)]
+        names = ("rank", "path", "similarity", "class")
+        written = self._write("outliers", output, names, table, strips, captions)
+        return f"The {len(order)} images least like any other. {written}"
+
+    def _nearest_others(
+        self, count: int
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        """Rows and cosines of the images nearest to each one, itself left out."""
+        count = min(count, len(self.titles) - 1)
+        if count < 1:
+            raise UserError("One image has no others to compare it with.")
+        found, similarities = nearest_neighbours(
+            self._encodings, self._encodings, count + 1, metric="cosine"
+        )
+        own = found == np.arange(len(found))[:, None]
+        own[~own.any(axis=1), -1] = True  # as many others are exactly alike
+        shape = len(found), count
+        return found[~own].reshape(shape), similarities[~own].reshape(shape)
+
+    def _write(self, kind, output, names, rows, strips, captions) -> str:
+        table, picture = (output.with_suffix(f".{kind}.{ending}") for ending in ("csv", "png"))
+        _write_csv(table, names, rows)
+        if not strips:
+            return f"Written to {table}."
+        montage(strips[:SHOWN_SETS], captions[:SHOWN_SETS]).save(picture)
+        return f"Written to {table} and {picture}."
 
     def find_neighbours(
         self, queries: list[str], encode: Callable, count: int, output: Path
@@ -161,7 +243,21 @@ def _write_csv(path: Path, names: tuple[str, ...], rows: list[tuple]) -> None:
         writer.writerows([[_inert(cell) for cell in row] for row in rows])
 
 
+def _write_parquet(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {}
+    for name, values in arrays.items():
+        flat = pyarrow.array(np.asarray(values).reshape(-1))
+        rows = flat
+        if np.ndim(values) == 2:
+            rows = pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        columns[name] = rows
+    parquet.write_table(pyarrow.table(columns), path)
+
+
 def _inert(cell: Any) -> Any:
     """A text that a spreadsheet would take for a formula gets an apostrophe before it."""
     risky = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{cell}" if risky else cell
+    return f"'{cell}" if risky and not re.fullmatch(r"-?\d+\.\d+", cell) else cell
