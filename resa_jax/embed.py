@@ -7,8 +7,9 @@ classes, `class_names`; it is what `evaluate --features` reads.
 --query=IMAGE,... also finds the images nearest to some files, or to images of the source given by
 number: a printed table, FILE.neighbours.csv and FILE.neighbours.png.
 --groups=K also sorts the images into K groups by k-means: FILE.groups.csv and FILE.groups.png.
---duplicates=0.98 lists sets of images whose encodings are at least so much alike, --outliers=N the
-N images least like any other: FILE.duplicates.csv and .png, FILE.outliers.csv and .png.
+Sets of near-duplicates, images whose encodings are alike by at least 0.98, come with
+--duplicates=0.98, and the N images least like any other with --outliers=N: FILE.duplicates.csv and
+.png, FILE.outliers.csv and .png.
 All go by the direction of the encodings (cosine). FILE.parquet has the same as columns.
 Started on every host of a slice or cluster, as `resa_jax.main` is, the processes share the work.
 """

@@ -82,6 +82,17 @@ class Optimizer:
     name: Literal["sgd", "adamw", "adam", "lars"] = field(
         "sgd", "SGD with momentum 0.9, AdamW, Adam (decay in the gradient), or solo-learn's LARS"
     )
+    encoder_start: int = field(
+        0,
+        not_negative(),
+        "epochs in which the encoder stands still, while new heads learn",
+    )
+    layer_decay: float = field(
+        1.0,
+        Rule("above 0, at most 1", lambda x: 0 < x <= 1),
+        "the learning rate of each block of the encoder over that of the next",
+    )
+    decay_vectors: bool = field(True, "whether biases and normalisations decay too")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """SGD, AdamW and Adam as PyTorch defines them, and solo-learn's LARS, put together from optax."""
 
+import re
 from typing import Any
 
 import jax
@@ -17,6 +18,9 @@ def create_optimizer(
     constant_rate: tuple[str, ...] = (),
     peak: float = 0.0,
     own_start: int = 0,
+    encoder_start: int = 0,
+    layer_decay: float = 1.0,
+    decay_vectors: bool = True,
 ) -> optax.GradientTransformation:
     """The optimiser of a recipe.
 
@@ -31,18 +35,30 @@ def create_optimizer(
       constant_rate: children of the parameters whose learning rate is `peak` at every step.
       own_start: steps in which the child "own" is neither updated nor decayed, and its moments not
         moved, as if it had no gradient.
+      encoder_start: the same of the child "encoder".
+      layer_decay: the learning rate of a block of the encoder over that of the block behind it, as
+        Clark et al. (2020), ELECTRA, and Bao et al. (2021), BEiT, have it: of `factors`.
+      decay_vectors: whether parameters of one axis, biases and normalisations, decay too.
     """
 
     def group(child):
         if child in constant_rate:
             return "constant"
-        return "own" if child == "own" and own_start else "trained"
+        starts = {"own": own_start, "encoder": encoder_start}
+        return child if starts.get(child) else "trained"
 
-    later = _rule(name, lambda step: learning_rate(step + own_start), weight_decay)
+    def rule(rate):
+        return _rule(name, rate, weight_decay, None if decay_vectors else _are_matrices)
+
+    def from_step(start):
+        later = rule(lambda step: learning_rate(step + start))
+        return optax.conditionally_mask(later, lambda step, **_: step >= start)
+
     rules = {
-        "trained": _rule(name, learning_rate, weight_decay),
-        "constant": _rule(name, lambda step: peak, weight_decay),
-        "own": optax.conditionally_mask(later, lambda step, **_: step >= own_start),
+        "trained": rule(learning_rate),
+        "constant": rule(lambda step: peak),
+        "own": from_step(own_start),
+        "encoder": from_step(encoder_start),
         "frozen": optax.set_to_zero(),
     }
     labels = {
@@ -51,15 +67,47 @@ def create_optimizer(
     }
     # "trained" and "frozen" have their place in every checkpoint.
     used = {"trained", "frozen"} | set(jax.tree.leaves(labels))
-    return optax.partition({name: rule for name, rule in rules.items() if name in used}, labels)
+    chosen = {name: rule for name, rule in rules.items() if name in used}
+    optimizer = optax.partition(chosen, labels)
+    if layer_decay == 1:
+        return optimizer
+    scale = factors(frozen["encoder"], layer_decay)
+    return optax.chain(optimizer, optax.stateless(lambda updates, _: _scaled(updates, scale)))
 
 
-def _rule(name, learning_rate, weight_decay):
-    decay = optax.add_decayed_weights(weight_decay)
+def factors(encoder: dict[str, Any], layer_decay: float) -> dict[str, float]:
+    """By what the learning rate of each child of an encoder is multiplied.
+
+    1 for what comes behind the last block, `layer_decay` for that, its square for the one before,
+    and so on to what comes before the first.
+    """
+    matches = {child: re.fullmatch(r"(?:blocks|layer(\d))_(\d+)", child) for child in encoder}
+    places = {
+        child: [int(n or 0) for n in match.groups()] for child, match in matches.items() if match
+    }
+    order = sorted(places, key=lambda child: places[child])
+    depth = {child: 1 + place for place, child in enumerate(order)} | {"norm": len(order) + 1}
+    return {child: layer_decay ** (len(order) + 1 - depth.get(child, 0)) for child in encoder}
+
+
+def _scaled(updates, scale):
+    encoder = {
+        child: jax.tree.map(lambda update, child=child: update * scale[child], tree)
+        for child, tree in updates["encoder"].items()
+    }
+    return updates | {"encoder": encoder}
+
+
+def _are_matrices(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _rule(name, learning_rate, weight_decay, decayed):
+    decay = optax.add_decayed_weights(weight_decay, decayed)
     if name == "sgd":
         return optax.chain(decay, optax.sgd(learning_rate, momentum=0.9))
     if name == "lars":
         return lars(learning_rate, weight_decay)
     if name == "adam":
         return optax.chain(decay, optax.adam(learning_rate))
-    return optax.adamw(learning_rate, weight_decay=weight_decay)
+    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=decayed)

@@ -66,6 +66,9 @@ def create_step(
         constant_rate=method.constant_rate,
         peak=peak,
         own_start=round(method.own_start_epoch * steps_per_epoch),
+        encoder_start=round(config.optimizer.encoder_start * steps_per_epoch),
+        layer_decay=config.optimizer.layer_decay,
+        decay_vectors=config.optimizer.decay_vectors,
     )
 
     def init():
