@@ -18,8 +18,8 @@ def log_to_terminal() -> None:
 
 
 def speak_unless_logging() -> None:
-    """`log_to_terminal`, unless the program has set up logging: then its handlers get the lines."""
-    if not logging.getLogger().handlers:
+    """`log_to_terminal`, unless the program has set up logging so that the lines are seen."""
+    if not logging.getLogger("resa_jax").isEnabledFor(logging.INFO):
         log_to_terminal()
 
 

@@ -1,5 +1,6 @@
 """What all tests share: eight CPU devices, and quick compilation."""
 
+import logging
 import os
 from importlib.metadata import version
 
@@ -46,3 +47,7 @@ def pytest_collection_modifyitems(items):
     """The files with whole runs go first, so that no worker is left with one at the end."""
     first = ("test_smoke", "test_distributed", "test_run")
     items.sort(key=lambda item: item.path.stem not in first)  # stable
+
+
+# As a program that has set up logging, so that `train` adds no handler, which would outlive a test.
+logging.getLogger("resa_jax").setLevel(logging.INFO)

@@ -74,3 +74,16 @@ def test_mistakes_are_sentences(digits, workdir):
         resa_jax.encode(workdir, "images")
     with pytest.raises(UserError, match="holds no layer 'p7'"):
         resa_jax.encode(workdir, images, layers=("p7",))
+
+
+def test_a_program_without_logging_sees_what_is_done():
+    """As a notebook: also where some library has given the root logger a handler."""
+    code = (
+        "import logging\nlogging.basicConfig()\n"
+        "from resa_jax.terminal import speak_unless_logging\nspeak_unless_logging()\n"
+        "logging.getLogger('resa_jax').info('step 1')"
+    )
+    quiet = code.replace("basicConfig()", "basicConfig(level=logging.INFO)")
+    for script, stdout, stderr in ((code, "step 1\n", ""), (quiet, "", "INFO:resa_jax:step 1\n")):
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert (ended.stdout, ended.stderr) == (stdout, stderr)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 IMAGES = {"cifar10_resnet18": small_images, "imagenet_vits": photographs}
 # Networks that others have too, or that are traced for half a minute.
-RARELY = ("cifar100_resnet18", "cifar100lt_resnet18", "imagenet_resnet50")
+RARELY = ("own_images", "cifar100_resnet18", "cifar100lt_resnet18", "imagenet_resnet50")
 
 
 def load(name, *overrides):
