@@ -5,8 +5,9 @@ from statistics import median
 
 from resa_jax.config import fields
 from resa_jax.paths import absolute
-from resa_jax.report.figures import bars_figure, curves_figure
+from resa_jax.report.figures import bars_figure
 from resa_jax.report.gallery import Picture
+from resa_jax.report.html import document, grid, plot, section, tile
 from resa_jax.report.run_record import LAYERS, RunRecord
 from resa_jax.report.tables import flatten_scores, format_score
 
@@ -28,34 +29,10 @@ TRAINING = {
     "EMA coefficient": {"coefficient": "ema_momentum"},
 }
 
-_CSS = """
-body { font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; color: #1d2433;
-       margin: 0 auto; max-width: 1120px; padding: 32px 24px 64px; background: #fff; }
-h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; }
-h2 { font-size: 19px; margin: 40px 0 12px; border-bottom: 1px solid #d9dde5; padding-bottom: 4px; }
-h3 { font-size: 15px; margin: 16px 0 2px; }
-p { margin: 4px 0 10px; max-width: 75ch; } .quiet { color: #5b6475; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px;
-         margin: 18px 0; }
-.tile { background: #f4f6fa; border-radius: 8px; padding: 10px 14px; }
-.tile b { display: block; font-size: 22px; } .tile span { color: #5b6475; font-size: 13px; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 12px; }
-img { max-width: 100%; height: auto; display: block; }
-figure { margin: 0 0 18px; } figcaption { color: #5b6475; font-size: 13px; max-width: 90ch; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; margin: 6px 0 14px; }
-th, td { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid #e7eaf0; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12px;
-          overflow-wrap: anywhere; }
-.recipe { columns: 2 420px; }
-.recipe table { width: 100%; break-inside: avoid; table-layout: fixed; }
-"""
-
 
 def render_page(record: RunRecord, gallery: list[Picture]) -> str:
     """The page, complete in itself: no script, no link, no file beside it."""
-    sections = (
+    sections = [
         _header(record),
         _curves_over_training(record),
         _scores_over_training(record),
@@ -63,33 +40,30 @@ def render_page(record: RunRecord, gallery: list[Picture]) -> str:
         _pictures(gallery),
         _time(record),
         _recipe(record),
-    )
-    title = escape(f"{absolute(record.workdir).name} ({record.config.method.name})")
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</body>\n</html>\n"
-    )
+    ]
+    return document(f"{absolute(record.workdir).name} ({record.config.method.name})", sections)
 
 
 def _header(record):
     config, last = record.config, record.records[-1]
     tiles = {
-        "k-NN accuracy": (record.last("eval/knn_top1"), "{:.1f} %"),
-        "linear probe": (record.last("eval/linear_top1"), "{:.1f} %"),
-        "ARI of H": (record.last("eval/encoding_ari"), "{:z.3f}"),
-        "silhouette of H": (record.last("eval/encoding_silhouette_mean"), "{:z.3f}"),
-        "loss": (record.last("loss"), "{:.3f}"),
-        "images per second": (_median(record, "images_per_second"), "{:,.0f}"),
-        "MFU": (_median(record, "mfu_percent"), "{:.1f} %"),
+        "k-NN accuracy": ("eval/knn_top1", "{:.1f} %"),
+        "linear probe": ("eval/linear_top1", "{:.1f} %"),
+        "ARI of H": ("eval/encoding_ari", "{:z.3f}"),
+        "silhouette of H": ("eval/encoding_silhouette_mean", "{:z.3f}"),
+        "loss": ("loss", "{:.3f}"),
     }
+    # A value that is older than the run's last step says so.
     shown = "".join(
-        f'<div class="tile"><b>{style.format(value)}</b><span>{name}</span></div>'
-        for name, (value, style) in tiles.items()
-        if value is not None
+        tile(style.format(found[1]), f"{name}, step {found[0]}")
+        for name, (metric, style) in tiles.items()
+        if (found := record.last_at(metric)) is not None
     )
+    speeds = {"images_per_second": "{:,.0f} images per second", "mfu_percent": "{:.1f} % MFU"}
+    for metric, style in speeds.items():
+        if (value := _median(record, metric)) is not None:
+            number, _, name = style.format(value).partition(" ")
+            shown += tile(number, f"{name}, median")
     encoder = config.encoder
     return (
         f"<h1>{escape(absolute(record.workdir).name)}</h1>"
@@ -107,8 +81,8 @@ def _curves_over_training(record):
         curves = {label: record.curve(name) for label, name in names.items()}
         curves = {label: curve for label, curve in curves.items() if curve[0]}
         if curves:
-            figures.append(curves_figure(title, curves, x_label="epoch"))
-    return _section("Training", _grid(figures))
+            figures.append(plot(title, curves))
+    return section("Training", grid(figures))
 
 
 def _scores_over_training(record):
@@ -119,13 +93,13 @@ def _scores_over_training(record):
     accuracies = {name: curve for name, curve in accuracies.items() if curve[0]}
     figures = []
     if accuracies:
-        figures.append(curves_figure("Accuracy of H, %", accuracies, x_label="epoch"))
+        figures.append(plot("Accuracy of H, %", accuracies))
     for score, title in SCORES.items():
         curves = record.layer_curves(score)
         if curves:
-            figures.append(curves_figure(title, curves, x_label="epoch", colors=COLORS))
+            figures.append(plot(title, curves, COLORS))
     if not figures:
-        return _section(
+        return section(
             "Accuracy and clustering",
             "<p>The images have no labels to compare with, or nothing was evaluated yet.</p>",
         )
@@ -134,7 +108,7 @@ def _scores_over_training(record):
         "hidden layers P0 and P1 and the embedding Z; these are the scores of this run, on "
         f"L2-normalised features. {_verdict(record)}</p>"
     )
-    return _section("Accuracy and clustering over training", text + _grid(figures))
+    return section("Accuracy and clustering over training", text + grid(figures))
 
 
 def _verdict(record):
@@ -167,7 +141,7 @@ def _protocols(record):
         else:
             continue
         tables.append(f"<h3>{escape(heading)}</h3><p class='quiet'>{note}</p>{_score_table(rows)}")
-    return _section("Protocols", "".join(tables)) if tables else ""
+    return section("Protocols", "".join(tables)) if tables else ""
 
 
 def _protocol_note(result):
@@ -207,7 +181,7 @@ def _column(name: str) -> str:
 def _pictures(gallery):
     if not gallery:
         return ""
-    return _section(
+    return section(
         "Pictures",
         "".join(
             f"<h3>{escape(picture.title)}</h3><figure>"
@@ -220,7 +194,7 @@ def _pictures(gallery):
 
 def _time(record):
     figures = [
-        curves_figure(title, {title: record.curve(name)}, x_label="epoch")
+        plot(title, {title: record.curve(name)})
         for title, name in (
             ("Images per second", "images_per_second"),
             ("Model TFLOP per second and device", "tflops_per_device"),
@@ -232,7 +206,7 @@ def _time(record):
     split = "<p>The wall time's parts are not on record.</p>"
     if parts:
         split = f'<img alt="Wall time" src="{bars_figure(parts)}">'
-    return _section("Throughput and wall time", _grid(figures) + "<h3>Wall time</h3>" + split)
+    return section("Throughput and wall time", grid(figures) + "<h3>Wall time</h3>" + split)
 
 
 def _recipe(record):
@@ -250,7 +224,7 @@ def _recipe(record):
         + "</table>"
         for group, rows in groups.items()
     )
-    return _section("Recipe", f'<div class="recipe">{tables}</div>')
+    return section("Recipe", f'<div class="recipe">{tables}</div>')
 
 
 def _plain(value) -> str:
@@ -262,11 +236,3 @@ def _plain(value) -> str:
 def _median(record, name):
     values = record.curve(name)[1]
     return median(values) if values else None
-
-
-def _grid(uris):
-    return '<div class="grid">' + "".join(f'<img alt="" src="{uri}">' for uri in uris) + "</div>"
-
-
-def _section(title, content):
-    return f"<section><h2>{title}</h2>{content}</section>"

@@ -54,6 +54,11 @@ class RunRecord:
         values = self.curve(name)[1]
         return values[-1] if values else None
 
+    def last_at(self, name: str) -> tuple[int, float] | None:
+        """Step and value of a metric's last record, None where it was never recorded."""
+        there = [record for record in self.records if name in record]
+        return (there[-1]["step"], there[-1][name]) if there else None
+
     def wall_time(self) -> dict[str, float]:
         """Seconds by part of the run, the latest on record; empty where there are none."""
         for record in reversed(self.records):

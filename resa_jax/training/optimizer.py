@@ -50,15 +50,11 @@ def create_optimizer(
     def rule(rate):
         return _rule(name, rate, weight_decay, None if decay_vectors else _are_matrices)
 
-    def from_step(start):
-        later = rule(lambda step: learning_rate(step + start))
-        return optax.conditionally_mask(later, lambda step, **_: step >= start)
-
     rules = {
         "trained": rule(learning_rate),
         "constant": rule(lambda step: peak),
-        "own": from_step(own_start),
-        "encoder": from_step(encoder_start),
+        "own": _from_step(own_start, rule, learning_rate),
+        "encoder": _from_step(encoder_start, rule, learning_rate),
         "frozen": optax.set_to_zero(),
     }
     labels = {
@@ -73,6 +69,12 @@ def create_optimizer(
         return optimizer
     scale = factors(frozen["encoder"], layer_decay)
     return optax.chain(optimizer, optax.stateless(lambda updates, _: _scaled(updates, scale)))
+
+
+def _from_step(start, rule, learning_rate):
+    """A rule that begins at a step, as if the parameters had no gradient before."""
+    later = rule(lambda step: learning_rate(step + start))
+    return optax.conditionally_mask(later, lambda step, **_: step >= start)
 
 
 def factors(encoder: dict[str, Any], layer_decay: float) -> dict[str, float]:
