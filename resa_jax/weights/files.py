@@ -7,7 +7,6 @@ knows NumPy arrays only. PyTorch is imported for its own files alone.
 import argparse
 import json
 import os
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from resa_jax.errors import UserError
+from resa_jax.weights.pickles import damaged, read_pickle, refusal, write_pickle
 
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".pkl")
@@ -79,7 +79,7 @@ def read_tensors(path: Path) -> TensorFile:
     if path.suffix == ".safetensors":
         values, spec = _read_safetensors(path)
     else:
-        content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
+        content = read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
         if not isinstance(content, Mapping):
             raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name.")
         values, used = _tensors_of(content)
@@ -110,9 +110,9 @@ def _read_spec(path, text):
     try:
         spec = None if text is None else json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not isinstance(spec, dict | None):
-        raise _damaged(path, f"its {_SPEC} is no JSON object")
+        raise damaged(path, f"its {_SPEC} is no JSON object")
     return spec
 
 
@@ -131,7 +131,7 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], spec: dict) -> Non
             metadata = {"format": "pt", _SPEC: json.dumps(spec)}
             temporary.write_bytes(save(tensors, metadata=metadata))
         elif path.suffix == ".pkl":
-            _write_pickle(temporary, tensors)
+            write_pickle(temporary, tensors)
         else:
             _write_torch(temporary, tensors, spec, _import_torch(path))
         os.replace(temporary, path)
@@ -187,101 +187,10 @@ def _read_torch(path):
     except Exception as error:  # the restricted loader meets damage with exceptions of many kinds
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
-            raise _refusal(path, refused.group(1)) from error
+            raise refusal(path, refused.group(1)) from error
         # PyTorch's own words would advise to load the file without the restriction.
         unsafe_advice = "weights_only" in str(error)
-        raise _damaged(path, "PyTorch cannot unpickle it" if unsafe_advice else error) from error
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles plain values and NumPy arrays, and refuses anything else that a pickle could call.
-
-    What makes arrays takes no more memory than the file has bytes for them.
-    """
-
-    _ALLOWED = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("builtins", "bytearray"),
-            ("_codecs", "encode"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            *(
-                (f"numpy.{core}.{module}", name)
-                for core in ("core", "_core")
-                for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
-            ),
-        }
-    )
-
-    def find_class(self, module, name):
-        if (module, name) not in self._ALLOWED:
-            raise _Refused(f"{module}.{name}")
-        return _BOUNDED.get((module, name)) or super().find_class(module, name)
-
-
-class _Refused(Exception):
-    pass
-
-
-class _BoundedArray(np.ndarray):
-    """`numpy.ndarray` that must be given the bytes that it holds."""
-
-    def __new__(cls, shape, dtype=float, buffer=None, *arguments):
-        if buffer is None or np.dtype(dtype).hasobject:
-            raise _Refused("numpy.ndarray without its values")
-        return np.ndarray(shape, dtype, buffer, *arguments)
-
-
-def _bounded_bytearray(*values):
-    if values and not isinstance(values[0], bytes | str):
-        raise _Refused(f"bytearray({values[0]!r})")
-    return bytearray(*values)
-
-
-def _bounded_encode(text, encoding="utf-8", *rest):
-    if encoding not in ("latin1", "utf-8", "ascii"):
-        raise _Refused(f"_codecs.encode with {encoding}")
-    return text.encode(encoding, *rest)
-
-
-def _reconstruct(kind, shape, dtype):
-    if tuple(shape) != (0,):
-        raise _Refused("a NumPy array without its values")
-    return np.ndarray((0,), dtype)  # __setstate__ brings the rest, with its bytes
-
-
-_BOUNDED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _BoundedArray,
-    ("builtins", "bytearray"): _bounded_bytearray,
-    ("_codecs", "encode"): _bounded_encode,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-}
-
-
-def _read_pickle(path):
-    try:
-        with path.open("rb") as file:
-            return _ArrayUnpickler(file, encoding="latin1").load()
-    except _Refused as refused:
-        raise _refusal(path, refused) from refused
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise _damaged(path, error) from error
-
-
-def _write_pickle(path, tensors):
-    # Arrays as calls of numpy.ndarray(shape, dtype, buffer): every version of NumPy knows these,
-    # while its own pickles name modules that moved in NumPy 2.
-    class Pickler(pickle.Pickler):
-        def reducer_override(self, value):
-            if isinstance(value, np.ndarray):
-                return np.ndarray, (value.shape, value.dtype.str, bytearray(value.tobytes()))
-            return NotImplemented
-
-    content = {"model": tensors, "__author__": "resa_jax", "matching_heuristics": True}
-    with path.open("wb") as file:
-        Pickler(file, protocol=4).dump(content)
+        raise damaged(path, "PyTorch cannot unpickle it" if unsafe_advice else error) from error
 
 
 def _write_torch(path, tensors, spec, torch):
@@ -289,17 +198,3 @@ def _write_torch(path, tensors, spec, torch):
     # Where `torch.nn.Module.state_dict` keeps versions: `load_state_dict` passes over the rest.
     state._metadata = OrderedDict({"": {"version": 1, _SPEC: json.dumps(spec)}})
     torch.save(state, path)
-
-
-def _refusal(path, name):
-    return UserError(
-        f"{path} was not loaded: it holds the Python object {name}, which could run code. "
-        "Only tensors and plain values are read; save the state dict alone."
-    )
-
-
-def _damaged(path, error):
-    reason = next(iter(str(error).strip().splitlines()), "")
-    if isinstance(error, Exception):
-        reason = ": ".join(filter(None, (type(error).__name__, reason)))
-    return UserError(f"{path} is damaged or of another kind than its ending says ({reason}).")
