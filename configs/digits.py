@@ -18,10 +18,10 @@ from resa_jax.recipes import apply_smoke, default_config, parse_variant, weak_vi
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """Variants: a method's name, `smoke`."""
-    options = parse_variant(variant, (*BASELINES, "mec"), smoke=False)
+    """Variants: a method's name, `long` (700 epochs), `smoke`."""
+    options = parse_variant(variant, (*BASELINES, "mec"), smoke=False, long=False)
     config = default_config(options.method)
-    config.epochs = 110
+    config.epochs = 700 if options.long else 110
     config.batch_size = 256
     config.optimizer.name = "adamw"
     # By a search among 1e-3, 3e-3 and 1e-2 (benchmarks.digits_rates).

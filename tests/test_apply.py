@@ -39,6 +39,7 @@ def test_encodings_are_the_encoders(digits, workdir):
     assert with_heads["embedding"].shape == (4, 16)
 
 
+@pytest.mark.slow
 def test_scores_are_the_commands(digits, workdir, tmp_path):
     source, output = f"npz:{digits[0]}", tmp_path / "scores.json"
     scored = resa_jax.score(workdir, "linear-cifar", source, epochs=3, seed=1)
@@ -53,6 +54,7 @@ def test_scores_are_the_commands(digits, workdir, tmp_path):
         assert json.loads(json.dumps(scored[name])) == written[name]
 
 
+@pytest.mark.slow
 def test_clustering_has_the_projectors_layers(digits, workdir):
     rows = resa_jax.score(resa_jax.load_encoder(workdir), "clustering", f"npz:{digits[0]}")
     assert list(rows["results"]) == ["encoding"]

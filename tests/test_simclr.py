@@ -83,6 +83,7 @@ def test_recipes():
         "temperature": 0.2,
         "hidden_size": 2048,
         "output_size": 256,
+        "three_layers": False,
     }
     assert (config.optimizer.name, config.base_lr, config.final_lr) == ("lars", 0.4, 0.0)
     first, second = config.views
@@ -96,6 +97,7 @@ def test_recipes():
         "temperature": 0.2,
         "hidden_size": 32,
         "output_size": 16,
+        "three_layers": False,
     }
 
 
