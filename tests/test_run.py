@@ -129,6 +129,7 @@ def test_two_runs_are_bitwise_equal(unbroken, tmp_path, environment):
     assert_same_run(unbroken[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bitwise(unbroken, tmp_path, environment):
     process = start(tmp_path, environment | READ_ONLY_CACHE)
     wait_for_step(tmp_path, 30, process)  # in the middle of the second epoch
