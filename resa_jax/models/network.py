@@ -40,7 +40,7 @@ class Network(nnx.Module):
         encodings = self.encoder(images, train=train)
         return encodings, *self._project(encodings, train)
 
-    def views(self, views: Sequence[Float[Array, "n h w 3"]]) -> list[tuple[Array, ...]]:
+    def views(self, views: Sequence[Float[Array, "n _ _ 3"]]) -> list[tuple[Array, ...]]:
         """What a call gives in train mode, for each view."""
         if not self.joint_projector:
             return [self(view, train=True) for view in views]
