@@ -154,7 +154,7 @@ class MetricsWriter:
             shown = {k: v for k, v in record.items() if not k.startswith(("eval/p0", "eval/p1"))}
             self.say(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
-    def show(self, step: int, views: tuple[Float[jax.Array, "m h w 3"], ...]) -> None:
+    def show(self, step: int, views: tuple[Float[jax.Array, "m _ _ 3"], ...]) -> None:
         """Puts the first images of a step's views into TensorBoard, side by side, as `views/N`."""
         if not self._active:
             return
