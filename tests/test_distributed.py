@@ -177,10 +177,11 @@ def five_steps_in_float64(images, tmp_path_factory):
 
 LAYOUTS = [
     pytest.param(2, 2, "dp", id="2x2-dp"),
-    pytest.param(4, 1, "fsdp", id="4x1-fsdp", marks=pytest.mark.slow),
+    pytest.param(4, 1, "fsdp", id="4x1-fsdp"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_processes", "devices", "sharding"), LAYOUTS)
 def test_five_steps_in_float64(
     images, five_steps_in_float64, tmp_path, num_processes, devices, sharding

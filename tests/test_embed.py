@@ -51,6 +51,7 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_command_writes_encodings_neighbours_and_groups(workdir, folder, tmp_path):
     output = tmp_path / "out" / "encodings.npz"
     query = folder / "a" / "00.png"

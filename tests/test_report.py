@@ -93,6 +93,7 @@ def test_folder_without_a_run_is_refused(tmp_path):
         read_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_pictures_with_and_without_labels(workdir, tmp_path):
     digits = open_source("digits")
     with_labels = gallery.draw_gallery(workdir, digits, "digits", max_images=120)
