@@ -27,9 +27,8 @@ _NEITHER = {
 }
 # What lies beside an encoder and is no part of it: heads, queues, decoders, what training needs.
 _BESIDE = re.compile(
-    r"(head\w*|fc|classifier|projector|projection\w*|predictor|prototypes|queue\w*|neck|pooler"
-    r"|momentum_\w+|decoder\w*|mask_token|bn|norm_loss|criterion|ibot_head|dino_head|rope_embed"
-    r"|\w*_head)(\.|$)"
+    r"(\w*head\w*|fc|classifier|projector|projection\w*|predictor|prototypes|queue\w*|neck|pooler"
+    r"|momentum_\w+|decoder\w*|mask_token|bn|criterion|rope_embed)(\.|$)"
 )
 _HUGGING_FACE = [
     (r"^(?:encoder\.|model\.)?layers?\.(\d+)\.", r"blocks.\1."),
