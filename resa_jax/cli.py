@@ -8,6 +8,7 @@ from absl import app, flags, logging as absl_logging
 
 from resa_jax.compile_cache import keep_programs
 from resa_jax.errors import UserError
+from resa_jax.processes.interrupts import second_interrupt_ends
 from resa_jax.schema import describe_fields
 from resa_jax.terminal import log_to_terminal, reader_is_gone
 
@@ -34,7 +35,8 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
         try:
             _check_locale()
             keep_programs(_COMPILE_CACHE.value, os.environ)
-            main(arguments)
+            with second_interrupt_ends():
+                main(arguments)
         except (UserError, FloatingPointError) as error:
             sys.exit(_fail(error))
         except KeyboardInterrupt:

@@ -112,15 +112,21 @@ def parse_variant(
     for word in filter(None, (variant or "").split(",")):
         name, _, text = word.partition("=")
         if word in methods:
+            if values["method"] not in ("resa", word):
+                raise UserError(f"Variant {variant!r} names two methods; a run has one.")
             values["method"] = word
             continue
         if name not in options:
             words = (*(f"{n}={v}" if v is not False else n for n, v in options.items()), *methods)
             known = ", ".join(words)
             raise UserError(f"This config has no variant {name!r}; it knows: {known}.")
-        kind = type(options[name])
+        if options[name] is False:
+            if text:
+                raise UserError(f"Variant {word} takes no value: write {name}.")
+            values[name] = True
+            continue
         try:
-            values[name] = True if kind is bool and not text else kind(text)
+            values[name] = int(text)
         except ValueError:
             raise UserError(f"Variant {name}={text} needs a whole number.") from None
     return ConfigDict(values)

@@ -1,5 +1,6 @@
 """Folders and files that nobody would make on purpose: counted, named, refused, bounded."""
 
+import io
 import logging
 import os
 import resource
@@ -138,6 +139,17 @@ def test_large_jpegs_are_bounded_too(tmp_path):
     data = (tmp_path / "a.jpg").read_bytes()
     with pytest.raises(BadImageError, match=r"400 x 300 pixels, more than data\.max_pixels=100000"):
         decode_image(data, Decoding(max_pixels=100_000))
+
+
+def test_a_damaged_tiff_is_named_and_nothing_else_is_said(capfd):
+    pixels = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "TIFF", compression="tiff_lzw")
+    whole = bytearray(file.getvalue())
+    whole[500:520] = bytes([255] * 20)
+    with pytest.raises(BadImageError, match="compressed data are damaged"):
+        decode_image(bytes(whole), Decoding())
+    assert capfd.readouterr().err == ""
 
 
 def test_messages_have_no_address(tmp_path):

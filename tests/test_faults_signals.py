@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +44,24 @@ def test_what_nohup_ignores_stays_ignored():
             assert not preemption.reached(1)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_interrupt_ends_a_program_that_cannot_hear_it():
+    # One call of C that lasts, as XLA's compiler does.
+    program = """if True:
+        import hashlib
+        from resa_jax.processes.interrupts import second_interrupt_ends
+        with second_interrupt_ends(patience=0.2):
+            print("ready", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "\n"
+        assert "Once more leaves at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert "Left at once" in process.stderr.read()
+    assert process.returncode == 130

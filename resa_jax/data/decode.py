@@ -1,5 +1,7 @@
 """One encoded image to upright 8-bit RGB, reduced to fit the canvas."""
 
+import contextlib
+import ctypes
 import functools
 import io
 import warnings
@@ -112,7 +114,16 @@ def _open(file: str | io.BytesIO) -> Image.Image:
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
     Image.init()
+    _quiet_libtiff()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _quiet_libtiff() -> None:
+    """Keeps libtiff from writing to stderr itself, lines that name no file."""
+    library = ctypes.CDLL(Image.core.__file__)
+    for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
+        with contextlib.suppress(AttributeError):  # a Pillow that was built without it
+            getattr(library, name)(None)
 
 
 def _reason(error: Exception) -> str:
@@ -120,6 +131,8 @@ def _reason(error: Exception) -> str:
         return "it is no image of a format that is read here"
     if isinstance(error, Image.DecompressionBombError):
         return "it has more pixels than data.max_pixels may allow"
+    if str(error).startswith("decoder error"):  # a number of libtiff's or OpenJPEG's
+        return "its compressed data are damaged"
     return str(error) or type(error).__name__
 
 

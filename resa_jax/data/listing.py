@@ -54,7 +54,11 @@ def read_list(path: str) -> Folder:
         )
     classes = {label for _, _, label in rows}
     whole = all(label.isascii() and label.isdigit() for label in classes)
-    class_names = tuple(sorted(classes, key=lambda label: (int(label) if whole else 0, label)))
+    # Of numbers without leading zeros the longer one is larger, whatever int() may take.
+    by_number = sorted(
+        classes, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label)
+    )
+    class_names = tuple(by_number if whole else sorted(classes))
     numbers = {name: label for label, name in enumerate(class_names)}
     return Folder(root, names, [numbers[label] for _, _, label in rows], class_names, [])
 

@@ -93,6 +93,10 @@ def translate(tensors: Mapping[str, np.ndarray]) -> tuple[Tensors, list[str]]:
 
     Separate queries, keys and values become one map, a missing bias one of zeros, a position table
     without [CLS] gets a row of zeros.
+
+    Raises:
+      ValueError, TypeError or IndexError: tensors of one layer have shapes that do not go together,
+        or two names become one.
     """
     left_out = [name for name in tensors if _BESIDE.match(name.removeprefix("embeddings."))]
     named = {name: value for name, value in tensors.items() if name not in left_out}
@@ -101,8 +105,11 @@ def translate(tensors: Mapping[str, np.ndarray]) -> tuple[Tensors, list[str]]:
         rules = _HUGGING_FACE
     elif "class_token" in named:
         rules = _TORCHVISION
+    count = len(named)
     for pattern, new in rules:
         named = {re.sub(pattern, new, name): value for name, value in named.items()}
+    if len(named) < count:
+        raise ValueError("two of their names mean the same")
     blocks = sorted({m[0] for name in named if (m := re.match(r"blocks\.\d+", name))})
     for block in blocks:
         _fuse_attention(named, f"{block}.attn")

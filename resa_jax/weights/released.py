@@ -86,7 +86,7 @@ def read_release(folder: AnyPath) -> Release:
             )
         mean, std = _statistics(config.get("pretrained_cfg"), "mean", "std")
         return Release(path, mean=mean, std=std)
-    if kind not in _HUGGING_FACE:
+    if not isinstance(kind, str) or kind not in _HUGGING_FACE:
         raise UserError(
             f"{path} says that its model_type is {kind!r}; known here are "
             f"{', '.join(sorted(_HUGGING_FACE))}, and timm's ResNets and ViTs."

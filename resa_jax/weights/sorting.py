@@ -49,7 +49,7 @@ def sort_networks(file: TensorFile) -> Checkpoint:
     """Sorts a file's tensors by network, from the prefixes of their names.
 
     Raises:
-      UserError: two names stand for one tensor.
+      UserError: two names stand for one tensor, or tensors of one layer do not go together.
     """
     names = {full: re.sub(r"^((module|_orig_mod)\.)+", "", full) for full in file.tensors}
     if "stem.conv1.weight" in names.values():
@@ -65,7 +65,12 @@ def sort_networks(file: TensorFile) -> Checkpoint:
 
     networks, beside = {}, []
     for network, tensors in _by_network(file, {f: unwrap(n) for f, n in names.items()}).items():
-        networks[network], left_out = translate(tensors)
+        try:
+            networks[network], left_out = translate(tensors)
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(
+                f"{file.path}: tensors of one layer do not go together: {error}."
+            ) from error
         beside += left_out
     encoders = {network: tensors for network, tensors in networks.items() if tensors}
     if "" in encoders and len(encoders) > 1:
