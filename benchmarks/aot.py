@@ -47,6 +47,7 @@ from jax.experimental import topologies  # noqa: E402
 
 from resa_jax.cli import run  # noqa: E402
 from resa_jax.config import load_config  # noqa: E402
+from resa_jax.data.decoding import Decoding  # noqa: E402
 from resa_jax.errors import UserError  # noqa: E402
 from resa_jax.sharding import check_divisible, create_mesh  # noqa: E402
 from resa_jax.training.programs import lower_programs  # noqa: E402
@@ -105,7 +106,7 @@ def main(arguments: list[str]) -> None:
     }
     # A whole mesh would want its devices at hand for the first array made under it.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        lowered = lower_programs(config, mesh, config.data.canvas, 1000, 100_000)
+        lowered = lower_programs(config, mesh, Decoding.of(config.data).shape, 1000, 100_000)
         programs = {}
         for name in _PROGRAMS.value:
             program = getattr(lowered, name)

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
 
 def _prepare(name: str, mesh: jax.sharding.Mesh) -> list:
     config = get_config(f"digits:{name}", **{"data.mean": (0.3,) * 3, "data.std": (0.4,) * 3})
-    programs = compile_programs(config, mesh, canvas=8, steps_per_epoch=7, total_steps=770)
+    programs = compile_programs(config, mesh, canvas=(8, 8, 3), steps_per_epoch=7, total_steps=770)
     images = jax.random.normal(jax.random.key(0), (2, config.batch_size, 8, 8, 3))
     views = tuple(jax.device_put(view, batch_sharding(mesh)) for view in images)
     state = programs.init()

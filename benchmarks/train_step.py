@@ -60,7 +60,7 @@ def measure(name: str) -> dict[str, float | None]:
     size = config.encoder.image_size
     with jax.set_mesh(mesh):
         programs = compile_programs(
-            config, mesh, canvas=size, steps_per_epoch=100, total_steps=1000
+            config, mesh, canvas=(size, size, 3), steps_per_epoch=100, total_steps=1000
         )
         state = programs.init()
         images = jax.random.normal(jax.random.key(0), (2, config.batch_size, size, size, 3))

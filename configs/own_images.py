@@ -8,7 +8,8 @@ standard deviation are measured on the images. Not in the paper. Variants:
 
 - `small`, for up to some thousand images: batch 64, 400 epochs, and a moving average that follows
   faster, since there are few steps.
-- `gray`: no colour jitter and no graying, for images without colour.
+- `gray`: images of one channel, without colour transforms; `gray16` also keeps their 16 bits
+  (of 12 bits: `--config.data.gray_max=4095`).
 - `smoke`: a few steps on digits.
 
 Any encoder will do, also with weights to start from: docs/weights.md.
@@ -20,8 +21,8 @@ from resa_jax.recipes import apply_smoke, default_config, parse_variant
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """Variants: `small`, `gray`, `smoke`."""
-    options = parse_variant(variant, smoke=False, small=False, gray=False)
+    """Variants: `small`, `gray`, `gray16`, `smoke`."""
+    options = parse_variant(variant, smoke=False, small=False, gray=False, gray16=False)
     config = default_config()
     config.epochs = 400 if options.small else 200
     config.batch_size = 64 if options.small else 256
@@ -36,7 +37,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.eval.every_epochs = 20
     config.eval.baselines = True
     config.checkpoint.every_epochs = 10
-    if options.gray:
+    if options.gray or options.gray16:
+        config.data.channels = 1
+        config.data.bits = 16 if options.gray16 and not options.smoke else 8
         for view in config.views:
             view.jitter_probability = view.grayscale_probability = 0.0
     return apply_smoke(config) if options.smoke else config

@@ -46,11 +46,17 @@ def encode(
     """
     loaded = _load(encoder, projector=layers != ("encoding",))
     if isinstance(source, str):
-        name, opened = source, open_source(source, split=split, on_bad_image=on_bad_image)
+        name, opened = (
+            source,
+            open_source(source, loaded.spec.decoding, split=split, on_bad_image=on_bad_image),
+        )
     else:
-        check_images(source)
-        if source.dtype != np.uint8:
-            raise UserError(f"The images are {source.dtype}; `encode` takes uint8 from 0 to 255.")
+        how = loaded.spec.decoding
+        check_images(source, how)
+        if source.dtype != how.dtype:
+            raise UserError(
+                f"The images are {source.dtype}; `encode` takes {how.dtype} from 0 to {how.white}."
+            )
         name, opened = "images", in_memory(list(source), None, ())
     preprocessing = Preprocessing.of(loaded.spec)
     size = min(batch_size, len(opened))
@@ -103,7 +109,7 @@ def score(
         seed=seed,
         batch_size=batch_size,
     )
-    sources = open_labelled_sources([chosen], request)
+    sources = open_labelled_sources([chosen], request, loaded.spec)
     ((record, _),) = score_encoder(loaded, loaded.path, [chosen], request, *sources)
     return record
 

@@ -130,6 +130,13 @@ def check_config(config: ConfigDict) -> None:
     if len(config.views) < 2:
         raise UserError(f"config.views has {len(config.views)} view; two at least are needed.")
     _check_schedule(config)
+    for name in ("mean", "std"):
+        numbers, channels = config.data[name], config.data.channels
+        if numbers != "auto" and len(numbers) != channels:
+            raise UserError(
+                f"config.data.{name} has {len(numbers)} numbers, and config.data.channels is "
+                f"{channels}: give one for each channel, or 'auto'."
+            )
 
 
 def _check_fields(config: ConfigDict) -> None:

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     if not as_path(_ENCODER.value, "--encoder=").exists():
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
-    count = check_source(_SOURCE.value, split=_SPLIT.value)
+    count = check_source(_SOURCE.value, None, split=_SPLIT.value)
     output = as_path(_OUTPUT.value, "--output=")
     if output.suffix not in (".npz", ".parquet"):
         raise UserError(f"--output={output} must end in .npz or .parquet.")
@@ -85,9 +85,14 @@ def _embed(output: AnyPath) -> None:
     from resa_jax.processes.agreement import check_alike
     from resa_jax.report import collection
 
-    source = open_source(_SOURCE.value, split=_SPLIT.value, on_bad_image=_ON_BAD_IMAGE.value)
     encoder = load_encoder(
         _ENCODER.value, _ARCH.value, _NETWORK.value, projector=bool(_LAYERS.value)
+    )
+    source = open_source(
+        _SOURCE.value,
+        encoder.spec.decoding,
+        split=_SPLIT.value,
+        on_bad_image=_ON_BAD_IMAGE.value,
     )
     facts = {f"--{flag.name}": repr(flag.value) for flag in (_LAYERS, _BATCH, _ON_BAD_IMAGE)}
     check_alike(facts | {"the encoder": encoder.fingerprint()}, {"--source": source})
@@ -97,7 +102,7 @@ def _embed(output: AnyPath) -> None:
     arrays = extract(encoder, source, _SOURCE.value, preprocessing, layers, batch_size=batch_size)
     if jax.process_index() > 0:
         return
-    images = collection.Collection(source, _SOURCE.value, arrays)
+    images = collection.Collection(source, _SOURCE.value, arrays, encoder.spec.decoding)
     output.parent.mkdir(parents=True, exist_ok=True)
     with local_output(output) as local:
         images.save(local)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from resa_jax.checkpoint import read_config
 from resa_jax.config import from_json
 from resa_jax.data.augment import normalize
+from resa_jax.data.decoding import Decoding
 from resa_jax.errors import UserError
 from resa_jax.methods.interface import create_method
 from resa_jax.models.network import Network, evaluate_layers, split
@@ -70,16 +71,18 @@ class Encoder:
         """Encodings of images of the encoder's size (networks with pooling take other sizes too).
 
         Args:
-          images: an array [n, h, w, 3]; uint8 is normalised with the encoder's own mean and std;
-            floats are taken as normalised already.
+          images: an array [n, h, w, c], of 3 channels unless the encoder's spec says otherwise;
+            uint8 (uint16 where the spec says 16 bits) is normalised with the encoder's own mean and
+            std; floats are taken as normalised already.
 
         Raises:
           UserError: for another shape or dtype.
         """
-        check_images(images)
-        if images.dtype == np.uint8:
+        how = self.spec.decoding
+        check_images(images, how)
+        if images.dtype == how.dtype:
             pixels = jnp.asarray(images, jnp.float32)
-            images = normalize(pixels, self.spec.mean, self.spec.std)
+            images = normalize(pixels, self.spec.mean, self.spec.std, how.white)
         return self.layers(images, layers=("encoding",))["encoding"]
 
     def layers(self, *arrays, prepare=None, layers: tuple[str, ...]) -> dict[str, Array]:
@@ -111,25 +114,26 @@ class Encoder:
         return digest.hexdigest()[:16]
 
 
-def check_images(images: Any) -> None:
+def check_images(images: Any, how: Decoding) -> None:
     """Raises a `UserError` for what would give encodings of something else than these images."""
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    wanted = f"[n, h, w, {how.channels}]"
     if shape is None or dtype is None:
         raise UserError(
-            f"The images are a {type(images).__name__}; they must be one array [n, h, w, 3], as "
+            f"The images are a {type(images).__name__}; they must be one array {wanted}, as "
             "numpy.stack makes of a list."
         )
-    if len(shape) != 4 or shape[3] != 3:
+    if len(shape) != 4 or shape[3] != how.channels:
         hint = ""
-        if len(shape) == 3 and shape[2] == 3:
+        if len(shape) == 3 and shape[2] == how.channels:
             hint = " One image needs a leading axis: images[None]."
-        elif len(shape) == 4 and shape[1] == 3:
+        elif len(shape) == 4 and shape[1] == how.channels:
             hint = " Move the channels to the end: images.transpose(0, 2, 3, 1)."
-        raise UserError(f"The images have the shape {tuple(shape)}, not [n, h, w, 3].{hint}")
-    if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"The images have the shape {tuple(shape)}, not {wanted}.{hint}")
+    if dtype != how.dtype and not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(
-            f"The images are {dtype}; they must be uint8 from 0 to 255, or floats that are "
-            "normalised already."
+            f"The images are {dtype}; they must be {how.dtype} from 0 to {how.white}, or floats "
+            "that are normalised already."
         )
 
 
@@ -152,7 +156,7 @@ def load_encoder(
         folder is then read from the checkpoint of its step, where that is still there.
 
     Returns:
-      A callable from images `[n, h, w, 3]` to encodings `[n, d]`.
+      A callable from images `[n, h, w, 3]` (or the channels of its spec) to encodings `[n, d]`.
 
     Raises:
       UserError: when `path` is none of these.

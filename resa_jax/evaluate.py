@@ -147,9 +147,9 @@ def _check_images():
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
     if _SOURCE.value is None:
         raise UserError(f"--encoder needs --source=SOURCE: {KINDS}.")
-    check_source(_SOURCE.value, classes=_CLASSES.value, split=_SPLIT.value)
+    check_source(_SOURCE.value, None, classes=_CLASSES.value, split=_SPLIT.value)
     if _test_source() is not None:
-        check_source(_test_source(), classes=_CLASSES.value, split=_TEST_SPLIT.value)
+        check_source(_test_source(), None, classes=_CLASSES.value, split=_TEST_SPLIT.value)
 
 
 def _check_features(protocols):

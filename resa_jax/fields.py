@@ -114,10 +114,11 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
-        values = get_args(kind)
+        values = tuple(map(str, get_args(kind)))
         return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
     if get_origin(kind) is tuple:
-        return f"{({2: 'two', 3: 'three'})[len(get_args(kind))]} numbers in parentheses"
+        several = "" if ... in get_args(kind) else {2: "two ", 3: "three "}[len(get_args(kind))]
+        return f"{several}numbers in parentheses"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     return words.get(kind, "none")
 
@@ -128,7 +129,7 @@ def _parse(text: str, kind: Any) -> Any:
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if get_origin(kind) is Literal:
-        return {value: value for value in get_args(kind)}[text]
+        return {str(value): value for value in get_args(kind)}[text]
     if get_origin(kind) is tuple:
         numbers = tuple(ast.literal_eval(text))  # how many and which ones, `wrong` looks at
         return tuple(map(float, numbers)) if float in get_args(kind) else numbers
@@ -139,14 +140,14 @@ def _conforms(value: Any, kind: Any) -> bool:
     if kind is types.NoneType:
         return value is None
     if get_origin(kind) is Literal:
-        return value in get_args(kind)
+        return value in get_args(kind) and not isinstance(value, bool | float)
     if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            return False
         kinds = get_args(kind)
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == len(kinds)
-            and all(map(_conforms, value, kinds))
-        )
+        if kinds[-1] is ...:
+            kinds = kinds[:1] * len(value)
+        return len(value) == len(kinds) > 0 and all(map(_conforms, value, kinds))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

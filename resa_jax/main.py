@@ -13,6 +13,7 @@ from absl import flags
 from resa_jax.cli import run
 from resa_jax.config import load_config
 from resa_jax.data.check import check_batch_size, check_source
+from resa_jax.data.decoding import Decoding
 from resa_jax.errors import UserError
 from resa_jax.paths import as_path
 from resa_jax.processes import cluster
@@ -31,12 +32,12 @@ _find_processes = cluster.define_flags()
 def main(arguments: list[str]) -> None:
     """Checks the configuration before anything heavy is imported, then trains."""
     config = load_config(_CONFIG.value, [a.removeprefix("--config.") for a in arguments[1:]])
-    data = config.data
-    count = check_source(data.source, classes=data.classes, long_tail=data.long_tail)
+    data, how = config.data, Decoding.of(config.data)
+    count = check_source(data.source, how, classes=data.classes, long_tail=data.long_tail)
     if count is not None:
         check_batch_size(config.batch_size, count, data.source)
     if data.test_source is not None:
-        check_source(data.test_source, classes=data.classes, split="test")
+        check_source(data.test_source, how, classes=data.classes, split="test")
     if config.init_from is not None and not as_path(config.init_from, "config.init_from=").exists():
         raise UserError(f"config.init_from={config.init_from}: there is no such file or folder.")
     claim_workdir(_WORKDIR.value, config, write=False)

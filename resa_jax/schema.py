@@ -25,7 +25,7 @@ from resa_jax.models.names import ENCODERS
 
 _METHODS = Path(__file__).parent / "methods"
 
-Numbers = tuple[float, float, float]
+Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -127,22 +127,28 @@ class Data:
     )
     mean: Numbers | Literal["auto"] = field(
         (0.485, 0.456, 0.406),
-        Rule("three numbers between 0 and 1 or auto", lambda x: all(0 <= n <= 1 for n in x)),
-        "of the channels; auto: measured on the source",
+        Rule("numbers between 0 and 1 or auto", lambda x: all(0 <= n <= 1 for n in x)),
+        "of each channel; auto: measured on the source",
     )
     std: Numbers | Literal["auto"] = field(
         (0.229, 0.224, 0.225),
-        Rule(
-            "three numbers above 0, at most 1000, or auto", lambda x: all(0 < n <= 1000 for n in x)
-        ),
-        "of the channels; auto: measured on the source",
+        Rule("numbers above 0, at most 1000, or auto", lambda x: all(0 < n <= 1000 for n in x)),
+        "of each channel; auto: measured on the source",
     )
-    canvas: int = field(512, positive(8192), "long side to which large images are reduced, pixels")
+    channels: int = field(
+        3,
+        Rule("a whole number from 1 to 16", lambda x: 1 <= x <= 16),
+        "3: RGB, also of gray images; 1: gray; others: bands or pages as they are",
+    )
+    bits: Literal[8, 16] = field(8, "of a channel; 16: up to gray_max")
+    gray_max: int = field(
+        65_535, positive(65_535), "white in images of more than 8 bits, as 4095 of 12 bits"
+    )
+    canvas: int = field(
+        512, positive(8192), "short side to which large images are reduced, pixels; the long: x 1.5"
+    )
     max_pixels: int = field(
         89_478_485, positive(178_956_970), "images with more are bad: they cost too much memory"
-    )
-    gray_max: int = field(
-        65_535, positive(2**31 - 1), "white in gray images of more than 8 bits, as 4095 of 12 bits"
     )
     resize: int | None = field(
         None, positive(8192), "short side before the centre crop; none: the encoder's image size"

@@ -16,26 +16,29 @@ def export_stablehlo(encoder: Encoder, platforms: tuple[str, ...] = ("cpu",)) ->
       platforms: of jax.export, those that the file is to run on.
 
     Returns:
-      A function from uint8 images [n, size, size, 3], normalised inside, to float32 encodings
+      A function from images [n, size, size, c] as the encoder takes them, uint8 or uint16 and
+      normalised inside, to float32 encodings
       [n, d], in the format of `jax.export`.
     """
 
     def encode(images):
         return encoder(images).astype(jnp.float32)
 
-    size = encoder.spec.image_size
+    spec = encoder.spec
     (batch,) = export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    shape = batch, spec.image_size, spec.image_size, spec.channels
+    images = jax.ShapeDtypeStruct(shape, spec.decoding.dtype)
     return bytes(export.export(jax.jit(encode), platforms=platforms)(images).serialize())
 
 
 def check_export(encoder: Encoder, serialized: bytes, batches: tuple[int, ...] = (1, 5)) -> float:
     """The largest difference between an encoder and its export, loaded back, on random images."""
     call = export.deserialize(bytearray(serialized)).call
-    size, rng = encoder.spec.image_size, np.random.default_rng(0)
+    spec, rng = encoder.spec, np.random.default_rng(0)
+    how, shape = spec.decoding, (spec.image_size, spec.image_size, spec.channels)
     worst = 0.0
     for batch in batches:
-        images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+        images = rng.integers(how.white, size=(batch, *shape), dtype=how.dtype, endpoint=True)
         difference = np.abs(np.asarray(call(images)) - np.asarray(encoder(images)))
         worst = max(worst, float(difference.max()))
     return worst

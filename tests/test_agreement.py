@@ -27,9 +27,7 @@ NAMES = [f"{n:03}.jpg" for n in range(37)]
 
 
 def folder(names=NAMES, class_names=()):
-    return Source(
-        FolderImages("images", names, None, Decoding(32)), class_names=class_names, canvas=32
-    )
+    return Source(FolderImages("images", names, None, Decoding(32)), class_names=class_names)
 
 
 def recipe(*overrides):
@@ -115,7 +113,7 @@ def test_images_in_memory_are_compared_by_their_paths(monkeypatch):
     def source(paths):
         pixels = np.zeros((2, 8, 8, 3), np.uint8)
         images = MemoryImages(pixels, np.full((2, 2), 8, np.int32), None, paths)
-        return {"config.data.source": Source(images, class_names=(), canvas=8)}
+        return {"config.data.source": Source(images, class_names=())}
 
     together = Together(2, monkeypatch)
     said = together(

@@ -48,7 +48,7 @@ STRONG_VIEW = {
     "solarize_probability": 0.2,
 }
 PLAIN = WEAK_VIEW | {"flip_probability": 0.0}
-augment = jax.jit(augment_eagerly, static_argnames=("views", "mean", "std"))
+augment = jax.jit(augment_eagerly, static_argnames=("views", "mean", "std", "white"))
 random_boxes = jax.jit(random_boxes_eagerly, static_argnames=("scale", "ratio"))
 gaussian_blur = jax.jit(color.gaussian_blur, static_argnames="max_sigma")
 color_jitter = jax.jit(color.color_jitter, static_argnames="operators")
@@ -89,10 +89,10 @@ def any_small_images(request, tmp_path_factory):
 
 def on_canvas(images, canvas=None):
     canvas = canvas or max(max(image.shape[:2]) for image in images)
-    pixels = np.zeros((len(images), canvas, canvas, 3), np.uint8)
+    pixels = np.zeros((len(images), canvas, canvas, images[0].shape[2]), images[0].dtype)
     for row, image in zip(pixels, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
-    return pixels, np.array([image.shape[:2] for image in images], np.int32)
+    return pixels, np.array([[*image.shape[:2], 0] for image in images], np.int32)
 
 
 def planes(images):
@@ -134,7 +134,7 @@ def pillow_crop(image, box, size, interpolation):
 )
 def test_resized_crops_of_photographs_equal_pillow(any_photographs, interpolation, size, scale):
     images, sizes = on_canvas(any_photographs)
-    boxes = np.asarray(random_boxes(jax.random.key(1), sizes, scale, (3 / 4, 4 / 3)))
+    boxes = np.asarray(random_boxes(jax.random.key(1), sizes[:, :2], scale, (3 / 4, 4 / 3)))
     assert (boxes[:, 2:].max() <= size) == (scale[1] < 0.1)  # the last scale is all enlargement
     got = pixels(resized_crop(images, boxes, size, interpolation))
     check_crops(got, any_photographs, boxes, size, interpolation)
@@ -155,7 +155,7 @@ def check_crops(got, images, boxes, size, interpolation):
 @pytest.mark.parametrize("size", [16, 48])
 def test_resized_crops_of_small_images_equal_pillow(any_small_images, interpolation, size):
     images, sizes = on_canvas(any_small_images)
-    boxes = np.asarray(random_boxes(jax.random.key(2), sizes, (0.2, 1.0), (3 / 4, 4 / 3)))
+    boxes = np.asarray(random_boxes(jax.random.key(2), sizes[:, :2], (0.2, 1.0), (3 / 4, 4 / 3)))
     got = pixels(resized_crop(images, boxes, size, interpolation))
     check_crops(got, any_small_images, boxes, size, interpolation)
 
@@ -221,7 +221,7 @@ def test_center_crop_keeps_the_pixels_of_an_image_of_the_right_size(small_images
 
 def test_center_view_is_the_largest_centred_square(photographs):
     images, sizes = on_canvas(photographs)
-    boxes = np.asarray(center_boxes(sizes))
+    boxes = np.asarray(center_boxes(sizes[:, :2]))
     view = View(64, crop="center", **PLAIN)
     (got,) = augment(jax.random.key(0), images, sizes, (view,), ZEROS, ONES)
     for result, image, box in zip(got, photographs, boxes, strict=True):
@@ -392,10 +392,69 @@ def test_boxes_of_extreme_images_fall_back_to_the_centre(height, width):
 
 
 def test_one_batch_holds_images_of_any_size(photographs):
-    images, sizes = on_canvas([*photographs[:3], np.full((1, 1, 3), 77, np.uint8)], canvas=512)
+    images, sizes = on_canvas([*photographs[:3], np.full((1, 1, 3), 77, np.uint8)], canvas=768)
     view = View(32, **PLAIN)
     (got,) = augment(jax.random.key(0), images, sizes, (view,), ZEROS, ONES)
     np.testing.assert_allclose(got[-1], 77 / 255, rtol=1e-6)
+
+
+def turned_on_canvas(images):
+    """Images that are higher than wide lie turned, on a canvas that is wider than high."""
+    lying = [x.swapaxes(0, 1) if x.shape[0] > x.shape[1] else x for x in images]
+    height, width = (max(image.shape[axis] for image in lying) for axis in (0, 1))
+    pixels, sizes = on_canvas(lying, canvas=max(height, width))
+    sizes[:, 2] = [x.shape[0] > x.shape[1] for x in images]
+    return pixels[:, :height], sizes
+
+
+def test_images_that_lie_turned_give_the_same_views(photographs):
+    assert sum(x.shape[0] > x.shape[1] for x in photographs) in range(1, len(photographs))
+    view = View(96, **PLAIN | {"flip_probability": 0.5, "crop_scale": (0.2, 1.0)})
+    center = View(96, crop="center", **PLAIN)
+    key = jax.random.key(5)
+    for got, expected in zip(
+        augment(key, *turned_on_canvas(photographs), (view, center), ZEROS, ONES),
+        augment(key, *on_canvas(photographs), (view, center), ZEROS, ONES),
+        strict=True,
+    ):
+        # Which side is resampled first decides how halves are rounded.
+        assert np.abs(got - expected).max() < 1.01 / 255
+        assert np.abs(got - expected).mean() < 0.1 / 255
+    options = {"size": 224, "resize": 256, "interpolation": "bicubic"}
+    got = center_crop(*turned_on_canvas(photographs), **options)
+    expected = center_crop(*on_canvas(photographs), **options)
+    assert np.abs(got - expected).mean() < 0.1
+
+
+@pytest.mark.parametrize("channels, dtype", [(1, np.uint8), (2, np.uint16), (5, np.uint8)])
+def test_channels_and_bits_of_any_number(photographs, channels, dtype):
+    """Each channel is what Pillow makes of it alone; colour is left as it is."""
+    factor = 1 if dtype == np.uint8 else 257
+    images = [np.repeat(x[..., :1], channels, axis=2).astype(dtype) * factor for x in photographs]
+    images = [x // np.arange(1, channels + 1, dtype=dtype) for x in images]
+    pixels, sizes = on_canvas(images)
+    white = np.iinfo(dtype).max
+    view = View(64, crop="center", **STRONG_VIEW | {"blur_probability": 0.0})
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    (got,) = augment(jax.random.key(0), pixels, sizes, (view,), zeros, ones, int(white))
+    boxes = np.asarray(center_boxes(sizes[:, :2]))
+    for result, image, (top, left, side, _) in zip(got, images, boxes, strict=True):
+        for channel in range(channels):
+            plane = Image.fromarray(image[..., channel].astype(np.float32))
+            crop = plane.crop((left, top, left + side, top + side))
+            expected = np.asarray(crop.resize((64, 64), FILTERS[view.interpolation]))
+            shown = np.asarray(result[..., channel]) * white
+            shown = min((shown, shown[:, ::-1]), key=lambda x: np.abs(x - expected).max())  # a flip
+            assert np.abs(shown - expected).max() < 1.01  # two roundings to whole numbers
+
+
+def test_blur_of_16_bits_is_that_of_8_where_nothing_is_rounded(photographs):
+    plane = jnp.asarray(photographs[0][None, :64, :64, :1].transpose(0, 3, 1, 2), jnp.float32)
+    sigma = jnp.array([1.3])
+    in_bytes = color.gaussian_blur(plane, sigma, max_sigma=2.0)
+    finer = color.gaussian_blur(plane * 257, sigma, max_sigma=2.0, white=65_535)
+    assert np.abs(finer / 257 - in_bytes).max() < 2
+    assert np.abs(finer / 257 - in_bytes).mean() < 0.5
 
 
 def bounds(probability, count):
@@ -406,7 +465,7 @@ def bounds(probability, count):
 
 def views_of(image, count, view, seed=0):
     images = np.tile(image[None], (count, 1, 1, 1))
-    sizes = np.full((count, 2), image.shape[0], np.int32)
+    sizes = np.tile(np.array([[*image.shape[:2], 0]], np.int32), (count, 1))
     return np.asarray(
         augment(jax.random.key(seed), images, sizes, (view,), ZEROS, (1 / 255,) * 3)[0]
     )
@@ -520,7 +579,7 @@ def test_color_before_the_crop_is_that_of_the_whole_image(photographs):
     (got,) = augment(key, images, sizes, (view,), ZEROS, ONES)
     numbers = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 0), 2))[1]
     _, factors, _ = jitter_numbers(numbers, len(images), view)
-    boxes = np.asarray(center_boxes(sizes))
+    boxes = np.asarray(center_boxes(sizes[:, :2]))
     for result, image, factor, box in zip(got, photographs, factors[0], boxes, strict=True):
         whole = ImageEnhance.Contrast(Image.fromarray(image)).enhance(float(factor))
         gray = np.asarray(whole.convert("L").convert("RGB"))

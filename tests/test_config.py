@@ -119,7 +119,7 @@ def test_overrides():
         ("views[0].crop_scale=(1.0,0.5)", ["crop_scale", "smaller first"]),
         ("views[0].crop_scale=0.5", ["crop_scale", "numbers in parentheses"]),
         ("views[1].blur_probability=2", ["blur_probability", "between 0 and 1"]),
-        ("data.mean=(0.5,0.5)", ["data.mean", "three numbers"]),
+        ("data.mean=(0.5,0.5)", ["data.mean", "2 numbers", "channels is 3"]),
         ("checkpoint.keep=0", ["checkpoint.keep", "positive"]),
     ],
 )

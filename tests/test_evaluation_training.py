@@ -46,7 +46,7 @@ def subsets():
 
 @pytest.fixture(autouse=True)
 def centre_crops(monkeypatch):
-    def same(key, images, sizes, views, mean, std):
+    def same(key, images, sizes, views, mean, std, white):
         return (PREPROCESSING(images, sizes),)
 
     monkeypatch.setattr(training, "augment", same)

@@ -182,7 +182,7 @@ def test_a_file_that_vanished_is_no_bad_image(tmp_path):
 def test_levels_of_12_bits(tmp_path, said, gray_max, levels):
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(values).save(tmp_path / "a.png")
-    pixels = open_source(f"folder:{tmp_path}", gray_max=gray_max)[0]
+    pixels = open_source(f"folder:{tmp_path}", Decoding(gray_max=gray_max))[0]
     np.testing.assert_array_equal(pixels[..., 0], np.rint(values * (255 / gray_max)))
     assert len(np.unique(pixels)) in (levels, levels + 1)
     assert f"gray_max={gray_max} makes {levels} of 256 levels" in said()

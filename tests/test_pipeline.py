@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from resa_jax.data import pipeline
+from resa_jax.data.decoding import Decoding
 from resa_jax.data.pipeline import (
     batches,
     evaluation_batches,
@@ -28,7 +29,7 @@ def digits():
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     folder = data_samples.photographs(tmp_path_factory.mktemp("photographs"), count=16)
-    return open_source(f"folder:{folder}", canvas=128)
+    return open_source(f"folder:{folder}", Decoding(128))
 
 
 def collect(source, **options):
@@ -48,16 +49,17 @@ def assert_same(some, others):
 def test_batches_hold_what_they_say(photographs):
     for batch in collect(photographs):
         assert type(batch["images"]) is np.ndarray
-        assert batch["images"].shape == (4, 128, 128, 3) and batch["images"].dtype == np.uint8
+        assert batch["images"].shape == (4, 128, 192, 3) and batch["images"].dtype == np.uint8
         assert batch["num_bad"] == 0
         for name in ("sizes", "labels", "indices"):
             assert batch[name].dtype == np.int32
         np.testing.assert_array_equal(batch["labels"], photographs.labels[batch["indices"]])
-        for image, (height, width), index in zip(
+        for image, (height, width, turned), index in zip(
             batch["images"], batch["sizes"], batch["indices"], strict=True
         ):
-            assert max(height, width) == 128
-            np.testing.assert_array_equal(image[:height, :width], photographs[index])
+            assert min(height, width) == 128 or max(height, width) == 192
+            upright = image[:height, :width].swapaxes(0, 1) if turned else image[:height, :width]
+            np.testing.assert_array_equal(upright, photographs[index])
             assert not image[height:].any() and not image[:, width:].any()
 
 
@@ -68,7 +70,7 @@ def test_batches_in_memory_hold_the_same_as_loaded_one_by_one(digits):
         ):
             np.testing.assert_array_equal(image, digits[index])
             assert label == digits.labels[index]
-        assert (batch["sizes"] == 8).all()
+        assert (batch["sizes"] == (8, 8, 0)).all()
 
 
 def test_an_epoch_takes_each_image_at_most_once_and_reshuffles(digits):
@@ -173,14 +175,15 @@ def test_skipped_images_are_replaced_and_counted(tmp_path):
     assert batch["num_bad"] == 3
     assert sorted(batch["indices"]) == [2, 2, 2, 3, 4, 5, 6, 7]
     for image, size, index in zip(batch["images"], batch["sizes"], batch["indices"], strict=True):
-        np.testing.assert_array_equal(image[: size[0], : size[1]], source[index])
+        lying = source[index].swapaxes(0, 1) if size[2] else source[index]
+        np.testing.assert_array_equal(image[: size[0], : size[1]], lying)
 
 
 def with_bad_images(folder, on_bad_image):
     data_samples.photographs(folder, count=6)
     for number in range(2):
         (folder / f"bad_{number}.jpg").write_bytes(b"\xff\xd8 no image")
-    return open_source(f"folder:{folder}", canvas=64, on_bad_image=on_bad_image)
+    return open_source(f"folder:{folder}", Decoding(64), on_bad_image=on_bad_image)
 
 
 def test_evaluation_follows_the_source_and_fills_up_the_last_batch(photographs, digits):
@@ -196,7 +199,7 @@ def test_evaluation_follows_the_source_and_fills_up_the_last_batch(photographs, 
         assert (labels[len(source) :] == -1).all()
         empty = results[-1]["indices"] == -1
         assert not results[-1]["images"][empty].any()
-        assert (results[-1]["sizes"][empty] == source.canvas).all()
+        assert (results[-1]["sizes"][empty] == (*source.canvas[:2], 0)).all()
 
 
 def test_evaluation_is_shared_among_processes(photographs):

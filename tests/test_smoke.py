@@ -69,7 +69,7 @@ def trace(config, monkeypatch):
     monkeypatch.setattr(programs, "required_bytes", lambda compiled: 0)
     mesh = create_mesh()
     with jax.set_mesh(mesh):
-        return programs.compile_programs(config, mesh, 64, 1, config.steps)
+        return programs.compile_programs(config, mesh, (64, 64, 3), 1, config.steps)
 
 
 @pytest.mark.parametrize(

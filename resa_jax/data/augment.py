@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from resa_jax.data import color
 from resa_jax.data.resample import resample, resampling_matrix
@@ -26,51 +26,55 @@ _TRIES = 10
 
 def augment(
     key: Key[Array, ""],
-    images: UInt8[Array | np.ndarray, "n c c 3"],
-    sizes: Int[Array | np.ndarray, "n 2"],
+    images: UInt[Array | np.ndarray, "n a b c"],
+    sizes: Int[Array | np.ndarray, "n 3"],
     views: Sequence[View],
     mean: Sequence[float],
     std: Sequence[float],
+    white: int = 255,
 ) -> tuple[Float[Array, "n ..."], ...]:
-    """Makes each of the views of each image, normalised: float32 [n, size, size, 3].
+    """Makes each of the views of each image, normalised: float32 [n, size, size, c].
 
     The operators, their order and distributions are torchvision's on Pillow images: crop, colour
-    jitter, grayscale, blur, solarise, flip; then (x / 255 - mean) / std.
+    jitter, grayscale, blur, solarise, flip; then (x / 255 - mean) / std. Colour, the three in the
+    middle, is that of RGB of 8 bits: images with other channels, or more bits, keep theirs.
 
     Args:
       images: on their canvas, in the top-left corner.
-      sizes: the images' heights and widths.
+      sizes: heights and widths there, and 1 where an image lies turned, as `BatchReader` has it.
       mean, std: of the channels, for values 0..1.
+      white: the pixels' highest value.
     """
     planes, sizes = _planes(images), jnp.asarray(sizes)
     results = []
     for number, view in enumerate(views):
-        pixels = _make_view(jax.random.fold_in(key, number), planes, sizes, view)
-        results.append(normalize(pixels.transpose(0, 2, 3, 1), mean, std))
+        pixels = _make_view(jax.random.fold_in(key, number), planes, sizes, view, white)
+        results.append(normalize(pixels.transpose(0, 2, 3, 1), mean, std, white))
     return tuple(results)
 
 
 def normalize(
-    pixels: Float[Array, "n h w 3"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Array, "n h w 3"]:
-    """(x / 255 - mean) / std for pixels 0..255."""
-    return (pixels / 255 - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
+    pixels: Float[Array, "n h w c"], mean: Sequence[float], std: Sequence[float], white: int = 255
+) -> Float[Array, "n h w c"]:
+    """(x / white - mean) / std for pixels 0..white."""
+    return (pixels / white - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
 
 
 def center_crop(
-    images: UInt8[Array | np.ndarray, "n c c 3"],
-    sizes: Int[Array | np.ndarray, "n 2"],
+    images: UInt[Array | np.ndarray, "n a b c"],
+    sizes: Int[Array | np.ndarray, "n 3"],
     *,
     size: int,
     resize: int,
     interpolation: Interpolation,
-) -> Float[Array, "n size size 3"]:
-    """torchvision's Resize(resize) and CenterCrop(size): whole numbers 0..255.
+    white: int = 255,
+) -> Float[Array, "n size size c"]:
+    """torchvision's Resize(resize) and CenterCrop(size): whole numbers 0..white.
 
     The short side becomes `resize` pixels long, and `size` <= `resize` pixels of each side stay. An
     image that already is `resize` x `resize` keeps its pixels.
     """
-    sizes = jnp.asarray(sizes)
+    sizes, turned = _unpack(sizes)
     short = sizes.min(axis=1, keepdims=True)
     resized = resize * sizes // short  # of each side
     start = jnp.round((resized - size) / 2)
@@ -79,26 +83,40 @@ def center_crop(
             jnp.zeros_like(sizes[:, axis]),
             sizes[:, axis],
             size=size,
-            canvas=images.shape[1],
+            canvas=images.shape[1 + axis],
             interpolation=interpolation,
             output_length=resized[:, axis],
             output_start=start[:, axis].astype(jnp.int32),
         )
         for axis in (0, 1)
     )
-    return resample(_planes(images), rows, columns).transpose(0, 2, 3, 1)
+    pixels = _upright(resample(_planes(images), rows, columns, white), turned)
+    return pixels.transpose(0, 2, 3, 1)
 
 
-def _planes(images: UInt8[Array | np.ndarray, "n c c 3"]) -> Float[Array, "n 3 c c"]:
+def _planes(images: UInt[Array | np.ndarray, "n a b c"]) -> Float[Array, "n c a b"]:
     return jnp.asarray(images).transpose(0, 3, 1, 2).astype(jnp.float32)
+
+
+def _unpack(
+    sizes: Int[Array | np.ndarray, "n 3"],
+) -> tuple[Int[Array, "n 2"], Bool[Array, "n"]]:
+    """Heights and widths on the canvas, and which images lie turned there."""
+    sizes = jnp.asarray(sizes)
+    return sizes[:, :2], sizes[:, 2] == 1
+
+
+def _upright(pixels: Float[Array, "n c s s"], turned: Bool[Array, "n"]) -> Float[Array, "n c s s"]:
+    return jnp.where(turned[:, None, None, None], pixels.swapaxes(2, 3), pixels)
 
 
 def _make_view(
     key: Key[Array, ""],
-    planes: Float[Array, "n 3 c c"],
-    sizes: Int[Array | np.ndarray, "n 2"],
+    planes: Float[Array, "n c a b"],
+    sizes: Int[Array, "n 3"],
     view: View,
-) -> Float[Array, "n 3 size size"]:
+    white: int,
+) -> Float[Array, "n c size size"]:
     keys = [jax.random.fold_in(key, operator) for operator in range(6)]
     num_images = len(planes)
 
@@ -116,18 +134,19 @@ def _make_view(
             pixels = some(keys[_GRAYSCALE], view.grayscale_probability, gray, pixels)
         return pixels
 
-    if view.color_first:
-        planes = recolor(planes, jnp.prod(sizes, axis=1) / math.prod(planes.shape[2:]))
-    pixels = _crop_and_flip(keys[_CROP], keys[_FLIP], planes, sizes, view)
-    if not view.color_first:
+    has_color = planes.shape[1] == 3 and white == 255
+    if view.color_first and has_color:
+        planes = recolor(planes, jnp.prod(sizes[:, :2], axis=1) / math.prod(planes.shape[2:]))
+    pixels = _crop_and_flip(keys[_CROP], keys[_FLIP], planes, sizes, view, white)
+    if not view.color_first and has_color:
         pixels = recolor(pixels, None)
     if view.blur_probability > 0:
         choice, numbers = jax.random.split(keys[_BLUR])
         low, high = view.blur_sigma
         sigma = jax.random.uniform(numbers, (num_images,), minval=low, maxval=high)
-        blurred = color.gaussian_blur(pixels, sigma, max_sigma=high)
+        blurred = color.gaussian_blur(pixels, sigma, max_sigma=high, white=white)
         pixels = some(choice, view.blur_probability, blurred, pixels)
-    if view.solarize_probability > 0:
+    if view.solarize_probability > 0 and has_color:
         inverted = color.solarize(pixels)
         pixels = some(keys[_SOLARIZE], view.solarize_probability, inverted, pixels)
     return pixels
@@ -136,21 +155,29 @@ def _make_view(
 def _crop_and_flip(
     crop_key: Key[Array, ""],
     flip_key: Key[Array, ""],
-    planes: Float[Array, "n 3 c c"],
-    sizes: Int[Array | np.ndarray, "n 2"],
+    planes: Float[Array, "n c a b"],
+    sizes: Int[Array, "n 3"],
     view: View,
-) -> Float[Array, "n 3 size size"]:
+    white: int,
+) -> Float[Array, "n c size size"]:
+    sizes, turned = _unpack(sizes)
+
+    def swapped(pairs: Array) -> Array:
+        """From upright images to images as they lie, and back."""
+        return jnp.where(turned[:, None], pairs[:, ::-1], pairs)
+
     if view.crop == "random":
-        boxes = random_boxes(crop_key, sizes, view.crop_scale, view.crop_ratio)
+        boxes = random_boxes(crop_key, swapped(sizes), view.crop_scale, view.crop_ratio)
     else:
-        boxes = center_boxes(sizes)
+        boxes = center_boxes(swapped(sizes))
+    start, length = swapped(boxes[:, :2]), swapped(boxes[:, 2:])
     assert view.size is not None  # a recipe's views have got it by now
     rows, columns = (
         resampling_matrix(
-            boxes[:, axis],
-            boxes[:, 2 + axis],
+            start[:, axis],
+            length[:, axis],
             size=view.size,
-            canvas=planes.shape[2],
+            canvas=planes.shape[2 + axis],
             interpolation=view.interpolation,
         )
         for axis in (0, 1)
@@ -158,8 +185,9 @@ def _crop_and_flip(
     if view.flip_probability > 0:
         # The last operator, but all the others commute with it, and here it costs nothing.
         flipped = jax.random.bernoulli(flip_key, view.flip_probability, (len(sizes),))
-        columns = jnp.where(flipped[:, None, None], columns[:, ::-1], columns)
-    return resample(planes, rows, columns)
+        rows = jnp.where((flipped & turned)[:, None, None], rows[:, ::-1], rows)
+        columns = jnp.where((flipped & ~turned)[:, None, None], columns[:, ::-1], columns)
+    return _upright(resample(planes, rows, columns, white), turned)
 
 
 def random_boxes(

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from resa_jax.data.decoding import RGB, Decoding
 from resa_jax.data.folder import list_folder
 from resa_jax.data.listing import read_list
 from resa_jax.data.npz import npz_shapes
@@ -24,6 +25,7 @@ _TFDS_NAME = re.compile(r"(\w+)(?:/([^/:]+))?(?::([\w.*]+))?")
 
 def check_source(
     name: str,
+    how: Decoding | None = RGB,
     *,
     classes: str | None = None,
     long_tail: float | int | None = None,
@@ -31,7 +33,8 @@ def check_source(
 ) -> int | None:
     """Looks for mistakes in a source's name and returns its number of images where that is cheap.
 
-    The arguments are those of `open_source`. Files are listed, and headers read, but no image.
+    The arguments are those of `open_source`, but None where an encoder will say how images are
+    decoded. Files are listed, and headers read, but no image.
 
     Raises:
       UserError: an unknown kind of source, a path that does not exist, a folder without images, an
@@ -43,6 +46,11 @@ def check_source(
     sizes: dict[str, int] | None = None
     count: int | None
     if kind == "digits":
+        if how is not None and (how.channels not in (1, 3) or how.bits != 8):
+            raise UserError(
+                f"digits has gray images of 8 bits; data.channels={how.channels} and "
+                f"data.bits={how.bits} must be 1 or 3, and 8."
+            )
         count = NUM_DIGITS
     elif kind in ("folder", "list"):
         folder = list_folder(place) if kind == "folder" else read_list(place)
@@ -51,7 +59,7 @@ def check_source(
             counter = Counter(folder.labels)
             sizes = {name: counter[label] for label, name in enumerate(folder.class_names)}
     elif kind == "npz":
-        count = npz_shapes(place)["images"][0]
+        count = npz_shapes(place, how)["images"][0]
     elif kind == "hf":
         _check_huggingface(name)
         count = None  # only the library itself knows

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from resa_jax.data.resample import round_to_8_bits
+from resa_jax.data.resample import whole_numbers
 
 
 Images = Float[Array, "n 3 h w"]
@@ -86,15 +86,22 @@ def color_jitter(
     return jax.lax.scan(apply, images, order.T)[0].reshape(shape)
 
 
-def gaussian_blur(images: Images, sigma: Float[Array, "n"], *, max_sigma: float) -> Images:
+def gaussian_blur(
+    images: Float[Array, "n c h w"],
+    sigma: Float[Array, "n"],
+    *,
+    max_sigma: float,
+    white: int = 255,
+) -> Float[Array, "n c h w"]:
     """Pillow's `GaussianBlur`: three box filters along rows, three along columns.
 
     A box of fractional radius r weighs the 2 floor(r) + 1 pixels around each place alike and the
     two beyond less, and r is such that three of them have the variance sigma^2 (Gwosdek et al.,
     "Theoretical Foundations of Gaussian Convolution by Extended Box Filtering", 2011). Each pass
-    rounds to 8 bits. Outside of the image its edge pixels are repeated.
+    rounds to whole numbers. Outside of the image its edge pixels are repeated.
 
     Args:
+      images: whole numbers 0..white; above 255 the weights are floating-point numbers.
       sigma: standard deviations in pixels, above 0.
       max_sigma: no sigma is larger.
     """
@@ -107,7 +114,8 @@ def gaussian_blur(images: Images, sigma: Float[Array, "n"], *, max_sigma: float)
     outer = (2**24 - (2 * whole.astype(jnp.uint32) + 1) * inner) // 2
     whole, inner, outer = (x[:, None, None, None] for x in (whole, inner, outer))
     reach = int((math.sqrt(4 * max_sigma**2 + 1) - 1) / 2) + 1
-    values = images.astype(jnp.uint32)
+    in_bytes = white == 255
+    values = images.astype(jnp.uint32) if in_bytes else images
     for axis in (3, 3, 3, 2, 2, 2):
         pads = [(0, 0)] * 4
         pads[axis] = (reach, reach)
@@ -120,7 +128,10 @@ def gaussian_blur(images: Images, sigma: Float[Array, "n"], *, max_sigma: float)
             )
             around += jnp.where(distance <= whole, left + right, 0)
             beyond += jnp.where(distance == whole + 1, left + right, 0)
-        values = (around * inner + beyond * outer + 2**23) >> 24
+        if in_bytes:
+            values = (around * inner + beyond * outer + 2**23) >> 24
+        else:
+            values = jnp.floor(around * (inner / 2**24) + beyond * (outer / 2**24) + 0.5)
     return values.astype(images.dtype)
 
 
@@ -157,7 +168,7 @@ def _hsv_to_rgb(hue: Array, saturation: Array, value: Array) -> Images:
     def channel(turn: int) -> Float[Array, "n h w"]:
         position = _wrap(sixths + turn, 6)
         depth = jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
-        return round_to_8_bits(value - value * (saturation / 255) * depth)
+        return whole_numbers(value - value * (saturation / 255) * depth)
 
     return jnp.stack([channel(5), channel(3), channel(1)], axis=1)
 

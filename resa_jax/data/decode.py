@@ -1,4 +1,4 @@
-"""One encoded image to upright 8-bit RGB, reduced to fit the canvas."""
+"""One encoded image to an upright array, reduced to fit the canvas."""
 
 import contextlib
 import ctypes
@@ -6,12 +6,13 @@ import functools
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import UInt
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from resa_jax.data.decoding import Decoding
 
 
 # Here `Decoding.max_pixels` is the bound.
@@ -24,14 +25,15 @@ _FORMATS = (
     *("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA"),
 )
 _EXIF_ORIENTATION = 0x0112
+# EXIF orientation: the axes' order, then the directions of rows and columns, that make it upright.
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: ((0, 1), 1, -1),
+    3: ((0, 1), -1, -1),
+    4: ((0, 1), -1, 1),
+    5: ((1, 0), 1, 1),
+    6: ((1, 0), 1, -1),
+    7: ((1, 0), -1, -1),
+    8: ((1, 0), -1, 1),
 }
 
 
@@ -39,40 +41,28 @@ class BadImageError(Exception):
     """The image cannot be decoded; the message says why."""
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How files become pixels; the fields of `config.data` with the same names.
-
-    Attributes:
-      canvas: no side is longer, pixels.
-      max_pixels: an image with more is refused before it is decoded.
-      gray_max: the value of white in gray images of more than 8 bits; higher ones are white too.
-    """
-
-    canvas: int = 512
-    max_pixels: int = 89_478_485  # where Pillow begins to warn
-    gray_max: int = 65_535
-
-
-def decode_image(data: bytes, how: Decoding) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes an image so that neither side is longer than `how.canvas`.
+def decode_image(data: bytes, how: Decoding) -> UInt[np.ndarray, "h w c"]:
+    """Decodes an image to `how.channels` channels of `how.dtype`, reduced as `how.size` has it.
 
     Larger images are reduced, smaller ones never enlarged: a JPEG first by the decoder's own DCT
     scaling (by 2, 4 or 8, as far as it stays at least as large as the result), then by Pillow's
     antialiased resampling with the Hamming filter, which keeps more detail than the bilinear one.
 
-    Gray, palette, CMYK and transparent images become RGB as Pillow's `convert` has it (transparency
-    is dropped); gray of 16 bits is scaled by 255 / `how.gray_max`. The EXIF orientation is applied,
-    unless the EXIF data are damaged.
+    Gray, palette, CMYK and transparent images become RGB, or gray, as Pillow's `convert` has it
+    (transparency is dropped). Other numbers of channels are those of the file: its bands (2: gray
+    and alpha, 4: RGB and alpha, or CMYK), or its pages, each of them gray. Values of more than 8
+    bits are scaled by 255 / `how.gray_max` for 8 bits; for 16 they stay, and values of 8 bits are
+    scaled up. The EXIF orientation is applied, unless the EXIF data are damaged.
     Of an animation the first frame is taken. The pixels are those of Pillow: its JPEG decoder is
     the same library.
 
     Raises:
-      BadImageError: the data are damaged, cut off, too large, or no image with 8 or 16 bits a
-        channel.
+      BadImageError: the data are damaged, cut off, too large, no image with 8 or 16 bits a
+        channel, or of another number of channels.
     """
     is_jpeg = data[:2] == b"\xff\xd8"
-    if is_jpeg and (orientation := _jpeg_orientation(data)) is not None:
+    plain = how.bits == 8 and how.channels in (1, 3)
+    if plain and is_jpeg and (orientation := _jpeg_orientation(data)) is not None:
         image = _decode_plain_jpeg(data, how)
         if image is not None:
             return _turned(image, orientation)
@@ -143,37 +133,46 @@ def _refuse_huge(width: int, height: int, how: Decoding) -> None:
         )
 
 
-def shrink(image: UInt8[np.ndarray, "h w 3"], canvas: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Reduces an image so that its longer side is `canvas`, if it is longer than that."""
-    height, width = image.shape[:2]
-    return _resize(image, _fitting_size(width, height, canvas))
+def shrink(pixels: UInt[np.ndarray, "h w c"], how: Decoding) -> UInt[np.ndarray, "h2 w2 c"]:
+    """Reduces an image as `decode_image` does, if it is larger than the canvas."""
+    return _resize(pixels, how.size(pixels.shape[1], pixels.shape[0]))
 
 
-def _fitting_size(width: int, height: int, canvas: int) -> tuple[int, int]:
-    scale = min(1, canvas / max(width, height))
-    return max(round(width * scale), 1), max(round(height * scale), 1)
+def _resize(pixels: UInt[np.ndarray, "h w c"], size: tuple[int, int]) -> np.ndarray:
+    if (pixels.shape[1], pixels.shape[0]) == size:
+        return pixels
+    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.HAMMING))
+    # Channel by channel; of 16 bits in floating point, whose rounding is ours.
+    planes = pixels.transpose(2, 0, 1)
+    if pixels.dtype == np.uint8:
+        return np.stack([_resized(np.ascontiguousarray(plane), size) for plane in planes], axis=2)
+    resized = np.stack([_resized(plane.astype(np.float32), size) for plane in planes], axis=2)
+    return np.clip(np.rint(resized), 0, pixels.max()).astype(np.uint16)
 
 
-def _resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> np.ndarray:
-    if (image.shape[1], image.shape[0]) == size:
-        return image
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.HAMMING))
+def _resized(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.HAMMING))
 
 
-def _decode_plain_jpeg(data: bytes, how: Decoding) -> UInt8[np.ndarray, "h w 3"] | None:
+def _decode_plain_jpeg(data: bytes, how: Decoding) -> UInt[np.ndarray, "h w c"] | None:
     """The fast path for gray and colour JPEGs; None leaves the image, or its error, to Pillow."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace in ("CMYK", "YCCK"):
             return None
         _refuse_huge(width, height, how)
-        factor = _dct_factor(max(height, width), how.canvas)
+        size = how.size(width, height)
+        factor = _dct_factor((width, height), size)
         image = simplejpeg.decode_jpeg(
-            data, min_height=-(-height // factor), min_width=-(-width // factor)
+            data,
+            colorspace="RGB" if how.channels == 3 else "GRAY",
+            min_height=-(-height // factor),
+            min_width=-(-width // factor),
         )
     except ValueError:
         return None
-    return _resize(image, _fitting_size(width, height, how.canvas))
+    return _resize(image, size)
 
 
 def _jpeg_orientation(data: bytes) -> int | None:
@@ -211,37 +210,78 @@ def _upright_if_damaged(read: Callable[[], Image.Exif]) -> int:
         return 1
 
 
-def _turned(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "a b 3"]:
+def _turned(pixels: UInt[np.ndarray, "h w c"], orientation: int) -> UInt[np.ndarray, "a b c"]:
+    """Upright pixels, as `Image.transpose` makes them."""
     if orientation not in _UPRIGHT:
         return pixels
-    return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+    axes, rows, columns = _UPRIGHT[orientation]
+    return np.ascontiguousarray(pixels.transpose(*axes, 2)[::rows, ::columns])
 
 
-def _dct_factor(long_side: int, canvas: int) -> int:
-    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or long_side >= factor * canvas)
+def _dct_factor(size: tuple[int, int], reduced: tuple[int, int]) -> int:
+    """By how much a JPEG is reduced as it is decoded: it stays at least as large as `reduced`."""
+    scale = min(side / small for side, small in zip(size, reduced, strict=True))
+    return max(factor for factor in (1, 2, 4, 8) if factor <= scale or factor == 1)
 
 
-def _decode_with_pillow(image: Image.Image, how: Decoding) -> UInt8[np.ndarray, "h w 3"]:
+def _decode_with_pillow(image: Image.Image, how: Decoding) -> UInt[np.ndarray, "h w c"]:
     _refuse_huge(*image.size, how)
-    size = _fitting_size(*image.size, how.canvas)
+    size = how.size(*image.size)
     if image.format in ("JPEG", "MPO"):
-        factor = _dct_factor(max(image.size), how.canvas)
+        factor = _dct_factor(image.size, size)
         if factor > 1:
             image.draft(None, (max(image.width // factor, 1), max(image.height // factor, 1)))
-    image.load()
+    pages = getattr(image, "n_frames", 1)
+    if how.channels not in (1, 3) and pages == how.channels:
+        planes = [_read(page, how, 1) for page in ImageSequence.Iterator(image)]
+        if len({plane.shape for plane in planes}) > 1:
+            raise BadImageError("its pages have several sizes")
+        pixels = np.concatenate(planes, axis=2)
+        image.seek(0)
+    else:
+        pixels = _read(image, how, how.channels)
     orientation = _upright_if_damaged(image.getexif)  # Pillow itself turns a TIFF on loading
-    return _turned(_resize(np.asarray(_to_rgb(image, how.gray_max)), size), orientation)
+    return _turned(_resize(pixels, size), orientation)
 
 
-def _to_rgb(image: Image.Image, gray_max: int) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
+def _read(image: Image.Image, how: Decoding, channels: int) -> UInt[np.ndarray, "h w c"]:
+    """One page's pixels, before any reduction."""
+    stored = str(
+        getattr(image, "tile", "")
+    )  # with the mode in the file; reading it leaves nothing there
+    image.load()
+    if image.mode.startswith("I"):  # gray of more than 8 bits, which Pillow would clip at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise BadImageError("its values are outside of 16 bits")
-        levels = (np.minimum(values, gray_max) * 255 + gray_max // 2) // gray_max
-        image = Image.fromarray(levels.astype(np.uint8))
-    elif image.mode == "F":
+        values = np.minimum(values, how.gray_max)
+        if how.bits == 8:
+            values = (values * 255 + how.gray_max // 2) // how.gray_max
+        pixels = values.astype(how.dtype)[..., None]
+        if channels not in (1, 3):
+            raise _other_channels(image, how)
+        return np.repeat(pixels, channels, axis=2)
+    if image.mode == "F":
         raise BadImageError("floating-point images have no fixed range")
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns about the direct way
-    return image.convert("RGB")
+    if how.bits == 16 and ";16" in stored:
+        raise BadImageError("colour of 16 bits a channel is read from npz files alone")
+    if channels in (1, 3):
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow warns about the direct way
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    else:
+        pixels = np.asarray(image)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[2] != channels or pixels.dtype != np.uint8:
+        raise _other_channels(image, how)
+    if how.bits == 8:
+        return pixels
+    return ((pixels.astype(np.int64) * how.gray_max + 127) // 255).astype(np.uint16)
+
+
+def _other_channels(image: Image.Image, how: Decoding) -> BadImageError:
+    pages = getattr(image, "n_frames", 1)
+    return BadImageError(
+        f"it has {len(image.getbands())} channels and {pages} pages, neither of which is "
+        f"data.channels={how.channels}"
+    )

@@ -29,12 +29,12 @@ def in_memory(
 ) -> Source:
     """The source of decoded images, of any sizes."""
     sizes = np.array([image.shape[:2] for image in images], np.int32)
-    canvas = int(sizes.max())
-    pixels = np.zeros((len(images), canvas, canvas, 3), np.uint8)
+    shape = len(images), *sizes.max(axis=0), images[0].shape[2]
+    pixels = np.zeros(shape, images[0].dtype)
     for row, image in zip(pixels, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     memory = MemoryImages(pixels, sizes, labels, paths)
-    return Source(memory, class_names=class_names, canvas=canvas, num_bad=num_bad)
+    return Source(memory, class_names=class_names, num_bad=num_bad)
 
 
 def small_or_large(
@@ -47,7 +47,7 @@ def small_or_large(
     """
     decoded = _decode_all(images, skip) if small else None
     if decoded is None:
-        return Source(images, class_names=class_names, canvas=images.decoding.canvas, skip_bad=skip)
+        return Source(images, class_names=class_names, skip_bad=skip)
     pixels, labels, good = decoded
     if not pixels:
         raise all_bad(images)
@@ -91,7 +91,7 @@ def _decode_all(
             for index, decoded in zip(chunk, pool.map(read, chunk), strict=True):
                 if decoded is None:
                     continue
-                if max(decoded[0].shape) > HELD_SIDE:
+                if max(decoded[0].shape[:2]) > HELD_SIDE:
                     return None
                 pixels.append(decoded[0])
                 labels.append(decoded[1])

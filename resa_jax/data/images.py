@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, UInt, UInt8
 
-from resa_jax.data.decode import BadImageError, Decoding, decode_image
+from resa_jax.data.decode import BadImageError, decode_image
+from resa_jax.data.decoding import Decoding
 from resa_jax.errors import UserError
 
 
@@ -23,9 +24,9 @@ _BAD_IN_A_ROW = 32  # as many are skipped at most
 
 @dataclass
 class MemoryImages:
-    """Images held decoded, each in the top-left corner of its square in `pixels`."""
+    """Images held decoded, each in the top-left corner of its canvas in `pixels`."""
 
-    pixels: UInt8[np.ndarray, "n c c 3"]
+    pixels: UInt[np.ndarray, "n a b c"]
     sizes: Int32[np.ndarray, "n 2"]  # height and width
     labels: Int32[np.ndarray, "n"] | None
     paths: tuple[str, ...] | None = None
@@ -36,7 +37,7 @@ class MemoryImages:
     def name(self, index: int) -> str:
         return f"image {index}"
 
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    def read(self, index: int) -> tuple[UInt[np.ndarray, "h w c"], int]:
         height, width = self.sizes[index]
         label = -1 if self.labels is None else int(self.labels[index])
         return self.pixels[index, :height, :width], label
@@ -61,7 +62,7 @@ class FolderImages:
     def name(self, index: int) -> str:
         return os.path.join(self.root, self.names[index])
 
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    def read(self, index: int) -> tuple[UInt[np.ndarray, "h w c"], int]:
         try:
             with open(self.name(index), "rb") as file:
                 data = file.read()
@@ -101,7 +102,7 @@ class RecordImages:
     def name(self, index: int) -> str:
         return f"{self.title}, record {index if self.chosen is None else self.chosen[index]}"
 
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    def read(self, index: int) -> tuple[UInt[np.ndarray, "h w c"], int]:
         record = self.records[index if self.chosen is None else int(self.chosen[index])]
         if self.chosen_labels is not None:
             label = int(self.chosen_labels[index])
@@ -115,7 +116,9 @@ class Source:
 
     Attributes:
       class_names: the names of the classes, by label; empty where there are no labels.
-      canvas: the longest side that an image can have, in pixels.
+      canvas: height, width and channels of what every image fits on; those of files may have to
+        lie turned for it.
+      dtype: of the pixels, uint8 or uint16.
       num_bad: how many images were left out when the source was opened.
       images: where the images come from.
     """
@@ -125,13 +128,16 @@ class Source:
         images: MemoryImages | FolderImages | RecordImages,
         *,
         class_names: tuple[str, ...],
-        canvas: int,
         skip_bad: bool = False,
         num_bad: int = 0,
     ):
         self.images = images
         self.class_names = class_names
-        self.canvas = canvas
+        if isinstance(images, MemoryImages):
+            self.canvas: tuple[int, ...] = images.pixels.shape[1:]
+            self.dtype = str(images.pixels.dtype)
+        else:
+            self.canvas, self.dtype = images.decoding.shape, images.decoding.dtype
         self.num_bad = num_bad
         self._skip_bad = skip_bad
 
@@ -157,11 +163,11 @@ class Source:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:
+    def __getitem__(self, index: SupportsIndex) -> UInt[np.ndarray, "h w c"]:
         """The image; raises as `load` does."""
         return self.load(index)[0]
 
-    def load(self, index: SupportsIndex) -> tuple[UInt8[np.ndarray, "h w 3"], int, int, int]:
+    def load(self, index: SupportsIndex) -> tuple[UInt[np.ndarray, "h w c"], int, int, int]:
         """The image, its label (-1: none), its index, and how many bad images were passed over.
 
         The index is the one asked for unless that image cannot be decoded and bad ones are skipped:
@@ -201,3 +207,14 @@ def bad_image(name: str, error: BadImageError) -> UserError:
 def all_bad(images: MemoryImages | FolderImages | RecordImages) -> UserError:
     """What to say when no image can be decoded."""
     return UserError(f"None of the {len(images)} images can be decoded; {images.name(0)} is one.")
+
+
+def visible(pixels: UInt[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image of any channels as RGB: the first three of them, or the first one as gray.
+
+    Values of more than 8 bits are scaled so that the highest is white.
+    """
+    shown = pixels[..., : 3 if pixels.shape[2] >= 3 else 1]
+    if shown.dtype != np.uint8:
+        shown = (shown.astype(np.int64) * 255 // max(int(shown.max()), 1)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(shown, (*shown.shape[:2], 3)))

@@ -8,6 +8,7 @@ import tokenize
 import zipfile
 import zlib
 
+from resa_jax.data.decoding import Decoding
 from resa_jax.errors import UserError
 
 
@@ -19,8 +20,11 @@ NPZ_FAULTS = (
 )
 
 
-def npz_shapes(path: str) -> dict[str, tuple[int, ...]]:
+def npz_shapes(path: str, how: Decoding | None) -> dict[str, tuple[int, ...]]:
     """The shapes of the arrays `images` and `labels` of an npz file, read from their headers.
+
+    Args:
+      how: what the images must be; None takes any that could be some encoder's.
 
     Raises:
       UserError: no such file, not an npz file, no `images`, or arrays of the wrong type or shape.
@@ -46,16 +50,24 @@ def npz_shapes(path: str) -> dict[str, tuple[int, ...]]:
     except NPZ_FAULTS as error:
         raise UserError(f"npz:{path} is not a file that numpy.savez wrote: {error}.") from error
     dtype, shape = headers["images"]
-    if len(shape) == 3 and shape[2] == 3:
+    given = shape[3] if len(shape) == 4 else 1
+    if how is None:
+        channels = given if given in range(2, 17) else 3
+        how = Decoding(channels=channels, bits=16 if dtype[1:] == "u2" else 8)
+    channels = how.channels
+    if len(shape) == 3 and shape[2] == channels > 1:
         raise UserError(
-            f"npz:{path}: `images` of shape {shape} is one image, or {shape[0]} gray ones of 3 "
-            "pixels width. Write [n, height, width, 3]; one image as images[None]."
+            f"npz:{path}: `images` of shape {shape} is one image, or {shape[0]} gray ones of "
+            f"{channels} pixels width. Write [n, height, width, {channels}]; one image as "
+            "images[None]."
         )
-    channels_fit = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if dtype != "|u1" or not channels_fit or 0 in shape:
+    fits = given == channels or (given == 1 and channels == 3)
+    if dtype[1:] != f"u{how.bits // 8}" or len(shape) not in (3, 4) or not fits or 0 in shape:
+        gray = "[n, height, width], [n, height, width, 1] or " if channels == 3 else ""
         raise UserError(
-            f"npz:{path}: `images` must be uint8 (NumPy's '|u1') of shape [n, height, width], "
-            f"[n, height, width, 1] or [n, height, width, 3]; it is {dtype!r} of shape {shape}."
+            f"npz:{path}: `images` must be {how.dtype} of shape {gray}[n, height, width, "
+            f"{channels}], as data.bits={how.bits} and data.channels={channels} have it; it is "
+            f"{dtype!r} of shape {shape}."
         )
     if "labels" in headers:
         dtype, labels_shape = headers["labels"]
@@ -64,13 +76,13 @@ def npz_shapes(path: str) -> dict[str, tuple[int, ...]]:
                 f"npz:{path}: `labels` must be integers of shape {shape[:1]}, one for each image; "
                 f"it is {dtype!r} of shape {labels_shape}."
             )
-    _refuse_too_large(path, shape)
+    _refuse_too_large(path, shape, how)
     return {name: header[1] for name, header in headers.items()}
 
 
-def _refuse_too_large(path: str, shape: tuple[int, ...]) -> None:
+def _refuse_too_large(path: str, shape: tuple[int, ...], how: Decoding) -> None:
     """A small archive may inflate to more than the machine can hold."""
-    needed = math.prod(shape[:3]) * 3
+    needed = math.prod(shape[:3]) * how.channels * how.bits // 8
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory // 2:
         raise UserError(

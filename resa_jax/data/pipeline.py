@@ -14,7 +14,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt
 
 from resa_jax.data.check import check_batch_size
 from resa_jax.data.images import MemoryImages
@@ -96,9 +96,10 @@ def usable_cores() -> int:
 class BatchReader:
     """One process's part of every batch, by the step: a random-access source for grain.
 
-    A batch is a dict of, with b rows and the source's canvas c,
-      images: uint8 [b, c, c, 3], each image in the top-left corner, zeros elsewhere
-      sizes: int32 [b, 2], heights and widths
+    A batch is a dict of, with b rows and the source's canvas [h, w, c],
+      images: uint8 or uint16 [b, h, w, c], each image in the top-left corner, zeros elsewhere
+      sizes: int32 [b, 3], heights and widths as the images lie there, and 1 where an image lies
+        turned (transposed), since the canvas has room for it in no other way, else 0
       labels: int32 [b], -1 where there is none
       indices: int32 [b], positions in the source, -1 in rows without an image
       num_bad: int, images that could not be decoded and were replaced by the next good one.
@@ -128,7 +129,7 @@ class BatchReader:
         rows = batch_size // process_count
         self._rows = slice(process_index * rows, (process_index + 1) * rows)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._canvases = Canvases(rows, source.canvas)
+        self._canvases = Canvases((rows, *source.canvas), source.dtype)
         self._permutation: tuple[int, np.ndarray] | None = None  # of the latest epoch
 
     def __len__(self) -> int:
@@ -160,17 +161,18 @@ class BatchReader:
         memory = self._source.images
         assert isinstance(memory, MemoryImages)
         there = indices >= 0
-        images, sizes = memory.pixels[indices], memory.sizes[indices]
-        images[~there], sizes[~there] = 0, self._source.canvas
+        images, sizes = memory.pixels[indices], np.zeros((len(indices), 3), np.int32)
+        sizes[:, :2] = memory.sizes[indices]
+        images[~there], sizes[~there, :2] = 0, self._source.canvas[:2]
         labels = np.full(len(indices), -1, np.int32)
         if memory.labels is not None:
             labels[there] = memory.labels[indices[there]]
         return _batch(images, sizes, labels, indices, 0)
 
     def _decode(self, indices: np.ndarray) -> Batch:
-        canvas = self._source.canvas
+        room = self._source.canvas[:2]
         images, used_before = self._canvases.take()
-        sizes = np.full((len(indices), 2), canvas, np.int32)
+        sizes = np.tile(np.array([*room, 0], np.int32), (len(indices), 1))
         labels, used = np.full(len(indices), -1, np.int32), np.full(len(indices), -1, np.int32)
 
         def load(row: int) -> int:
@@ -179,7 +181,11 @@ class BatchReader:
                 images[row, :old_height, :old_width] = used_before[row] = 0
                 return 0
             image, labels[row], used[row], num_bad = self._source.load(int(indices[row]))
-            height, width = sizes[row] = image.shape[:2]
+            turned = image.shape[0] > room[0]
+            if turned:
+                image = image.transpose(1, 0, 2)
+            height, width = image.shape[:2]
+            sizes[row] = height, width, turned
             images[row, :height, :width] = image
             images[row, :height, width:old_width] = 0
             images[row, height:old_height, :old_width] = 0
@@ -208,11 +214,11 @@ class Canvases:
     Fresh memory costs more than the copying: the system hands it out page by page.
     """
 
-    def __init__(self, count: int, canvas: int):
-        self._shape = count, canvas, canvas, 3
+    def __init__(self, shape: tuple[int, ...], dtype: str):
+        self._shape, self._dtype = shape, np.dtype(dtype)
         self._free: list[tuple[bytearray, np.ndarray]] = []
 
-    def take(self) -> tuple[UInt8[np.ndarray, "b c c 3"], Int[np.ndarray, "b 2"]]:
+    def take(self) -> tuple[UInt[np.ndarray, "b h w c"], Int[np.ndarray, "b 2"]]:
         """An array, and how much of each row's canvas, from the top left, may be other than 0.
 
         The second is to be kept up to date.
@@ -220,10 +226,10 @@ class Canvases:
         try:
             memory, used = self._free.pop()
         except IndexError:
-            memory = bytearray(math.prod(self._shape))
+            memory = bytearray(math.prod(self._shape) * self._dtype.itemsize)
             used = np.zeros((self._shape[0], 2), np.int64)
         # Views of the array refer to its base, an array too, and not to the memory below.
-        array = np.frombuffer(memory, np.uint8).reshape(self._shape)
+        array = np.frombuffer(memory, self._dtype).reshape(self._shape)
         weakref.finalize(array.base, self._free.append, (memory, used))
         return array, used
 

@@ -48,24 +48,26 @@ def resampling_matrix(
 
 
 def resample(
-    images: Float[Array, "n 3 h w"],
+    images: Float[Array, "n c h w"],
     rows: Float[Array, "n h2 h"],
     columns: Float[Array, "n w2 w"],
-) -> Float[Array, "n 3 h2 w2"]:
+    white: int = 255,
+) -> Float[Array, "n c h2 w2"]:
     """Applies a matrix to each image's width, then one to its height; whole numbers after each.
 
     Args:
-      images: whole numbers 0..255.
+      images: whole numbers 0..white.
     """
-    images = round_to_8_bits(_product("nxw,nchw->nchx", columns, images))
-    return round_to_8_bits(_product("nyh,nchx->ncyx", rows, images))
+    images = whole_numbers(_product("nxw,nchw->nchx", columns, images, white), white)
+    return whole_numbers(_product("nyh,nchx->ncyx", rows, images, white), white)
 
 
 def _product(
-    equation: str, weights: Float[Array, "n a b"], images: Float[Array, "n 3 h w"]
-) -> Float[Array, "n 3 h2 w2"]:
+    equation: str, weights: Float[Array, "n a b"], images: Float[Array, "n c h w"], white: int
+) -> Float[Array, "n c h2 w2"]:
+    split = partial(_split if white <= 255 else _split_twice, equation)
     return jax.lax.platform_dependent(
-        weights, images, cpu=partial(_float32_product, equation), default=partial(_split, equation)
+        weights, images, cpu=partial(_float32_product, equation), default=split
     )
 
 
@@ -86,9 +88,16 @@ def _split(equation, weights, images):
     return total
 
 
-def round_to_8_bits(images: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Clips to 0..255 and rounds, a half up, as Pillow does after each of its passes."""
-    return jnp.floor(jnp.clip(images, 0, 255) + 0.5)
+def _split_twice(equation, weights, images):
+    """The same for pixels of 16 bits, byte by byte."""
+    high = jnp.floor(images / 256)
+    low = images - 256 * high
+    return 256 * _split(equation, weights, high) + _split(equation, weights, low)
+
+
+def whole_numbers(images: Float[Array, "..."], white: int = 255) -> Float[Array, "..."]:
+    """Clips to 0..white and rounds, a half up, as Pillow does after each of its passes."""
+    return jnp.floor(jnp.clip(images, 0, white) + 0.5)
 
 
 def _triangle(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -11,7 +11,8 @@ from jaxtyping import Int32, Integer
 from ml_collections import ConfigDict
 
 from resa_jax.data import check
-from resa_jax.data.decode import BadImageError, Decoding, gray_peak, image_size, shrink
+from resa_jax.data.decode import BadImageError, gray_peak, image_size, shrink
+from resa_jax.data.decoding import RGB, Decoding
 from resa_jax.data.folder import Folder, list_folder
 from resa_jax.data.held import HELD_SIDE, in_memory, small_or_large
 from resa_jax.data.images import FolderImages, RecordImages, Source
@@ -26,10 +27,8 @@ _LOG = logging.getLogger("resa_jax")
 
 def open_source(
     name: str,
+    how: Decoding = RGB,
     *,
-    canvas: int = 512,
-    max_pixels: int = Decoding.max_pixels,
-    gray_max: int = Decoding.gray_max,
     classes: str | None = None,
     long_tail: float | int | None = None,
     on_bad_image: str = "error",
@@ -40,13 +39,12 @@ def open_source(
     `digits`, `folder:PATH`, `list:FILE` (see `read_list`), `npz:FILE`, `tfds:NAME`, also
     NAME/CONFIG:VERSION@SPLIT, or of Hugging Face's `datasets` `hf:NAME_OR_FOLDER`, also NAME@SPLIT.
 
-    Images are upright uint8 RGB whose longer side is at most `canvas`; see `decode_image`. A set of
-    small images (up to 96 pixels) is decoded whole here, with the longest side met as its canvas,
+    Images are upright, of the channels, type and size that `how` says; see `decode_image`. A set of
+    small images (up to 96 pixels) is decoded whole here, with the largest sides met as its canvas,
     so that a damaged file is found before the first step; of other sets each image is decoded when
     it is asked for. For the labels of a folder see `list_folder`.
 
     Args:
-      canvas, max_pixels, gray_max: how images are decoded: `Decoding`.
       classes: a text file with one class a line (anything after the first word is ignored, as are
         blank lines and lines that start with #): only these classes stay, numbered in that order.
       long_tail: keeps the first images of each class, ever fewer from class to class, as
@@ -60,22 +58,21 @@ def open_source(
     """
     if on_bad_image not in ("error", "skip"):
         raise UserError(f"data.on_bad_image={on_bad_image!r} must be 'error' or 'skip'.")
-    check.check_source(name, classes=classes, long_tail=long_tail, split=split)
+    check.check_source(name, how, classes=classes, long_tail=long_tail, split=split)
     kind, place = check.split_name(name)
     choose = functools.partial(_choose, name, classes=classes, long_tail=long_tail)
     skip = on_bad_image == "skip"
-    decoding = Decoding(canvas, max_pixels, gray_max)
     if kind == "digits":
-        return _open_digits(choose)
+        return _open_digits(how, choose)
     if kind == "npz":
-        return _open_npz(place, canvas, choose)
+        return _open_npz(place, how, choose)
     if kind == "folder":
-        return _open_files(list_folder(place), name, decoding, choose, skip)
+        return _open_files(list_folder(place), name, how, choose, skip)
     if kind == "list":
-        return _open_files(read_list(place), name, decoding, choose, skip)
+        return _open_files(read_list(place), name, how, choose, skip)
     if kind == "hf":
-        return _open_huggingface(*check.choose_split(place, split), decoding, choose, skip)
-    return _open_tfds(*check.choose_split(place, split), decoding, choose, skip)
+        return _open_huggingface(*check.choose_split(place, split), how, choose, skip)
+    return _open_tfds(*check.choose_split(place, split), how, choose, skip)
 
 
 def open_sources(data: ConfigDict, batch_size: int) -> tuple[Source, Source | None]:
@@ -87,13 +84,13 @@ def open_sources(data: ConfigDict, batch_size: int) -> tuple[Source, Source | No
     Raises:
       UserError: as `open_source`, or when the batch exceeds the source.
     """
-    names = ("canvas", "max_pixels", "gray_max", "classes", "on_bad_image")
-    options = {name: data[name] for name in names}
-    source = open_source(data.source, long_tail=data.long_tail, split="train", **options)
+    how = Decoding.of(data)
+    options = {name: data[name] for name in ("classes", "on_bad_image")}
+    source = open_source(data.source, how, long_tail=data.long_tail, split="train", **options)
     check.check_batch_size(batch_size, len(source), data.source)
     if data.test_source is None:
         return source, None
-    return source, open_source(data.test_source, split="test", **options)
+    return source, open_source(data.test_source, how, split="test", **options)
 
 
 def _choose(
@@ -123,21 +120,24 @@ def _choose(
     return indices[order], new[order], names
 
 
-def _open_digits(choose: Callable) -> Source:
+def _open_digits(how: Decoding, choose: Callable) -> Source:
     from sklearn.datasets import load_digits  # heavy, and needed for nothing else here
 
     digits = load_digits()
     gray = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     class_names = tuple(str(name) for name in digits.target_names)
-    return _from_arrays(gray, digits.target.astype(np.int32), class_names, 8, choose)
+    return _from_arrays(gray, digits.target.astype(np.int32), class_names, how, choose)
 
 
-def _open_npz(path: str, canvas: int, choose: Callable) -> Source:
+def _open_npz(path: str, how: Decoding, choose: Callable) -> Source:
     arrays = read_npz(path, f"npz:{path}", ("images", "labels"))
     labels, class_names = None, tuple[str, ...]()
     if "labels" in arrays:
         labels, class_names = number_classes(arrays["labels"].reshape(-1), f"npz:{path}: `labels`")
-    return _from_arrays(arrays["images"], labels, class_names, canvas, choose)
+    images = arrays["images"]
+    if how.bits == 16:
+        images = np.minimum(images, how.gray_max).astype(np.uint16)
+    return _from_arrays(images, labels, class_names, how, choose)
 
 
 def read_npz(
@@ -189,7 +189,7 @@ def _from_arrays(
     images: np.ndarray,
     labels: np.ndarray | None,
     class_names: tuple[str, ...],
-    canvas: int,
+    how: Decoding,
     choose: Callable,
 ) -> Source:
     chosen = choose(lambda: labels, class_names)
@@ -198,15 +198,13 @@ def _from_arrays(
         images = images[indices]
     if images.ndim == 3:
         images = images[..., None]
-    images = np.broadcast_to(images, (*images.shape[:3], 3))
-    if max(images.shape[1:3]) > canvas:
-        images = np.stack([shrink(np.ascontiguousarray(image), canvas) for image in images])
+    images = np.broadcast_to(images, (*images.shape[:3], how.channels))
+    if how.size(*images.shape[1:3]) != images.shape[1:3]:
+        images = np.stack([shrink(np.ascontiguousarray(image), how) for image in images])
     return in_memory(list(images), labels, class_names)
 
 
-def _open_files(
-    folder: Folder, title: str, decoding: Decoding, choose: Callable, skip: bool
-) -> Source:
+def _open_files(folder: Folder, title: str, how: Decoding, choose: Callable, skip: bool) -> Source:
     for line in folder.remarks:
         _LOG.warning("Warning: %s: %s", title, line)
     labels = None if folder.labels is None else np.array(folder.labels, np.int32)
@@ -215,10 +213,10 @@ def _open_files(
     if chosen is not None:
         indices, labels, class_names = chosen
         names = [names[index] for index in indices]
-    images = FolderImages(folder.root, names, labels, decoding)
+    images = FolderImages(folder.root, names, labels, how)
     few = np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(int))
     probes = [images.name(index) for index in few.tolist()]
-    _speak_of_gray_levels(title, probes, decoding.gray_max)
+    _speak_of_gray_levels(title, probes, how)
     return small_or_large(images, class_names, _are_small(probes), skip)
 
 
@@ -232,20 +230,21 @@ def _are_small(files: Sequence[str | io.BytesIO]) -> bool:
     return max(sizes, default=0) <= HELD_SIDE
 
 
-def _speak_of_gray_levels(title: str, paths: list[str], gray_max: int) -> None:
+def _speak_of_gray_levels(title: str, paths: list[str], how: Decoding) -> None:
     peaks = [peak for peak in map(gray_peak, paths) if peak is not None]
     if not peaks:
         return
-    peak = max(peaks)
-    levels = min(peak, gray_max) * 255 // gray_max + 1
+    peak, white = max(peaks), how.gray_max
+    levels = min(peak, white) * how.white // white + 1
     _LOG.info(
         "%s holds gray images of more than 8 bits, with values up to %d. "
-        "config.data.gray_max=%d makes %d of 256 levels of them.%s",
+        "config.data.gray_max=%d makes %d of %d levels of them.%s",
         title,
         peak,
-        gray_max,
+        white,
         levels,
-        f" Is it {2 ** peak.bit_length() - 1}?" if levels < 128 or peak > gray_max else "",
+        how.white + 1,
+        f" Is it {2 ** peak.bit_length() - 1}?" if 2 * levels < how.white or peak > white else "",
     )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from resa_jax.data.decoding import Decoding
 from resa_jax.data.images import Source
 
 
@@ -13,18 +14,21 @@ def with_statistics(config: ConfigDict, source: Source) -> ConfigDict:
     """A recipe with numbers in the place of "auto" in data.mean and data.std."""
     config = config.copy_and_resolve_references()
     if "auto" in (config.data.mean, config.data.std):
-        for name, value in zip(("mean", "std"), channel_statistics(source), strict=True):
+        measured = channel_statistics(source, Decoding.of(config.data).white)
+        for name, value in zip(("mean", "std"), measured, strict=True):
             if config.data[name] == "auto":
                 config.data[name] = value
     return config
 
 
-def channel_statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(
+    source: Source, white: int = 255
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the channels in 0..1, to four decimals; std at least 0.001."""
     rows = np.linspace(0, len(source) - 1, min(len(source), _IMAGES)).astype(int)
-    sums, squares, count = np.zeros(3), np.zeros(3), 0
+    count, sums, squares = 0, *np.zeros((2, source.canvas[2]))
     for row in rows:
-        pixels = source[int(row)].reshape(-1, 3) / 255
+        pixels = source[int(row)].reshape(-1, source.canvas[2]) / white
         sums = sums + pixels.sum(0)
         squares = squares + (pixels**2).sum(0)
         count += len(pixels)

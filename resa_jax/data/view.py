@@ -46,6 +46,11 @@ class View:
 
     @property
     def has_jitter(self) -> bool:
-        """Whether some colour can change."""
+        """Whether the jitter changes anything."""
         ranges = (self.brightness, self.contrast, self.saturation, self.hue)
         return self.jitter_probability > 0 and max(ranges) > 0
+
+    @property
+    def has_color(self) -> bool:
+        """Whether some operator is for RGB of 8 bits alone."""
+        return self.has_jitter or self.grayscale_probability + self.solarize_probability > 0

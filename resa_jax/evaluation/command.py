@@ -20,6 +20,7 @@ from resa_jax.evaluation.feature_sets import read_features, train_and_test
 from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.evaluation.shared_features import SharedFeatures
 from resa_jax.evaluation.training import open_subsets
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.paths import AnyPath, absolute, is_remote
 from resa_jax.processes.agreement import check_alike
 from resa_jax.workdir import checkpoint_paths
@@ -88,7 +89,8 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, AnyPa
         paths = checkpoint_paths(request.encoder)
         if not paths:
             raise UserError(f"--all_checkpoints: {request.encoder} holds no checkpoints.")
-    source, test_source = open_labelled_sources(protocols, request)
+    spec = load_encoder(paths[0], request.arch, request.network).spec
+    source, test_source = open_labelled_sources(protocols, request, spec)
     sources = {"--source": source} | ({} if test_source is None else {"--test_source": test_source})
     facts = {f"--{name}": str(value) for name, value in dataclasses.asdict(request).items()}
     check_alike(facts | {"--protocol": str(protocols)}, sources)
@@ -147,17 +149,21 @@ def score_encoder(
         )
 
 
-def open_labelled_sources(protocols, request: Request) -> tuple[Source, Source | None]:
-    """The sources of a request.
+def open_labelled_sources(
+    protocols, request: Request, spec: EncoderSpec
+) -> tuple[Source, Source | None]:
+    """The sources of a request, with images as the encoder takes them.
 
     Raises:
       UserError: one of them has no labels.
     """
     options: dict[str, Any] = {"classes": request.classes, "on_bad_image": request.on_bad_image}
-    source = open_source(request.source, split=request.split, **options)
+    source = open_source(request.source, spec.decoding, split=request.split, **options)
     test_source = None
     if request.test_source is not None and any(protocol.needs_test for protocol in protocols):
-        test_source = open_source(request.test_source, split=request.test_split, **options)
+        test_source = open_source(
+            request.test_source, spec.decoding, split=request.test_split, **options
+        )
     for name, opened in ((request.source, source), (request.test_source, test_source)):
         if opened is not None and not opened.is_labelled:
             raise UserError(

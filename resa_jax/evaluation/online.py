@@ -109,7 +109,7 @@ class OnlineEvaluation:
         for row in rows:
             image, _, index, _ = source.load(row)
             if index == row:  # no stand-in of an undecodable image
-                images.append(np.zeros((side, side, 3), np.float32))
+                images.append(np.zeros((side, side, image.shape[2]), np.float32))
                 image = image[:side, :side]
                 images[-1][: image.shape[0], : image.shape[1]] = image
         return np.stack(images).reshape(len(images), -1)

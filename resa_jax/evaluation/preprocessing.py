@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt
 
 from resa_jax.data.augment import center_crop, normalize
 from resa_jax.data.view import Interpolation
@@ -18,6 +18,7 @@ class Preprocessing:
       resize: short side to which the image is resized before its centre is cropped, pixels.
       interpolation: "bicubic" or "bilinear", antialiased.
       mean, std: of the channels, in 0..1.
+      white: the images' highest value.
     """
 
     size: int
@@ -25,18 +26,25 @@ class Preprocessing:
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    white: int = 255
 
     @classmethod
     def of(cls, spec: EncoderSpec, interpolation: Interpolation = "bicubic") -> "Preprocessing":
         """The one that an encoder was made for; without a size on record ImageNet's 256 : 224."""
         resize = spec.resize or usual_resize(spec.image_size)
-        return cls(spec.image_size, resize, interpolation, tuple(spec.mean), tuple(spec.std))
+        numbers = tuple(spec.mean), tuple(spec.std)
+        return cls(spec.image_size, resize, interpolation, *numbers, spec.decoding.white)
 
     def __call__(
-        self, images: UInt8[Array, "n c c 3"], sizes: Int[Array, "n 2"]
-    ) -> Float[Array, "n s s 3"]:
+        self, images: UInt[Array, "n a b c"], sizes: Int[Array, "n 3"]
+    ) -> Float[Array, "n s s c"]:
         """Normalised inputs; arguments as `evaluation_batches` gives them."""
         pixels = center_crop(
-            images, sizes, size=self.size, resize=self.resize, interpolation=self.interpolation
+            images,
+            sizes,
+            size=self.size,
+            resize=self.resize,
+            interpolation=self.interpolation,
+            white=self.white,
         )
-        return normalize(pixels, self.mean, self.std)
+        return normalize(pixels, self.mean, self.std, self.white)

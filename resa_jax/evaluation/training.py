@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt
 
 from resa_jax.data.augment import augment
 from resa_jax.data.pipeline import evaluation_batches
@@ -86,18 +86,18 @@ def _without_filling(arrays: dict[str, np.ndarray], mesh: Mesh) -> tuple[Array, 
 class TrainingView:
     """torchvision's RandomResizedCrop and flip, as the authors train classifiers with.
 
-    Called with a key, images and sizes it gives normalised views, [n, size, size, 3].
+    Called with a key, images and sizes it gives normalised views, [n, size, size, c].
     """
 
     preprocessing: Preprocessing
     crop_scale: tuple[float, float]
 
     def __call__(
-        self, key: Array, images: UInt8[Array, "n c c 3"], sizes: Int[Array, "n 2"]
-    ) -> Float[Array, "n s s 3"]:
+        self, key: Array, images: UInt[Array, "n a b c"], sizes: Int[Array, "n 3"]
+    ) -> Float[Array, "n s s c"]:
         view = View(size=self.preprocessing.size, crop_scale=self.crop_scale)
-        mean, std = self.preprocessing.mean, self.preprocessing.std
-        return augment(key, images, sizes, (view,), mean, std)[0]
+        seen = self.preprocessing
+        return augment(key, images, sizes, (view,), seen.mean, seen.std, seen.white)[0]
 
 
 def open_subsets(source: Source, test_source: Source | None) -> tuple[Subset, Subset]:

@@ -81,6 +81,7 @@ class DINO(Method):
     freeze_epochs: int = field(1, not_negative(), "in which the last layer keeps its values")
     hidden_size: int = field(2048, positive(1e6), "width of the projector's hidden layers")
     output_size: int = field(256, positive(1e6), "dimensions of the embedding")
+    batch_norm: bool = field(False, "in the projector (`use_bn_in_head` of the source)")
 
     momentum_network = True
     ema_after_step = True
@@ -91,10 +92,10 @@ class DINO(Method):
         return self.freeze_epochs
 
     def heads(self, encoder, rngs) -> Heads:
-        """Three linear layers with GELU and without BatchNorm."""
+        """Three linear layers with GELU."""
         sizes = encoder.num_features, self.hidden_size, self.hidden_size, self.output_size
         options = {"linear": normal_linear, "activation": gelu, "dtype": encoder.dtype}
-        return Heads(MLP(sizes, batch_norm=False, rngs=rngs, **options))
+        return Heads(MLP(sizes, batch_norm=self.batch_norm, rngs=rngs, **options))
 
     def init(self, key, width) -> dict:
         """The last layer's weight, [k, d], whose rows have length 1 in use (weight norm)."""

@@ -21,11 +21,12 @@ def create_encoder(
     patch_size: int | None = None,
     width: int | None = None,
     depth: int | None = None,
+    channels: int = 3,
     dtype=None,
     remat: bool = False,
     rngs: nnx.Rngs,
 ) -> ResNet | ViT:
-    """An encoder: `encoder(images [n, h, w, 3], train=...)` gives encodings [n,
+    """An encoder: `encoder(images [n, h, w, channels], train=...)` gives encodings [n,
     encoder.num_features].
 
     name: one of ENCODERS; it decides the stem and the initialisation.
@@ -34,6 +35,7 @@ def create_encoder(
     patch_size, depth: of a ViT, if other than the name's; depth counts blocks.
     width: channels of a ResNet's stem (64 by name) or a ViT's embedding, whose heads keep their
     size by name.
+    channels: of the images.
     dtype: None computes in the type of images and parameters; jnp.bfloat16 computes in it with
     float32 parameters.
     remat: compute each block's activations anew in the backward pass, for memory.
@@ -44,7 +46,9 @@ def create_encoder(
     check_encoder_name(name)
     if name in VITS:
         size = _vit_size(name, image_size, patch_size, width, depth)
-        return ViT(size, image_size=image_size, dtype=dtype, remat=remat, rngs=rngs)
+        return ViT(
+            size, image_size=image_size, channels=channels, dtype=dtype, remat=remat, rngs=rngs
+        )
     for option, value in (("patch_size", patch_size), ("depth", depth)):
         if value is not None:
             raise UserError(
@@ -57,6 +61,7 @@ def create_encoder(
         base,
         stem=_SMALL_STEMS.get(name, "imagenet"),
         zero_init=base != "resnet18",
+        channels=channels,
         width=64 if width is None else width,
         dtype=dtype,
         remat=remat,

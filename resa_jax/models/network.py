@@ -32,7 +32,7 @@ class Network(nnx.Module):
         self.projector: Any = projector
         self.predictor: Any = predictor
 
-    def __call__(self, images: Float[Array, "n h w 3"], *, train: bool):
+    def __call__(self, images: Float[Array, "n h w c"], *, train: bool):
         """Images to encodings [n, f], embeddings [n, d] and predictions [n, d].
 
         Without a predictor the predictions are the embeddings.
@@ -40,7 +40,7 @@ class Network(nnx.Module):
         encodings = self.encoder(images, train=train)
         return encodings, *self._project(encodings, train)
 
-    def views(self, views: Sequence[Float[Array, "n _ _ 3"]]) -> list[tuple[Array, ...]]:
+    def views(self, views: Sequence[Float[Array, "n _ _ c"]]) -> list[tuple[Array, ...]]:
         """What a call gives in train mode, for each view."""
         if not self.joint_projector:
             return [self(view, train=True) for view in views]
@@ -60,7 +60,7 @@ class Network(nnx.Module):
         return ("encoding", *(() if self.projector is None else self.projector.layer_names))
 
     def layers(
-        self, images: Float[Array, "n h w 3"], blocks: int | None = None
+        self, images: Float[Array, "n h w c"], blocks: int | None = None
     ) -> dict[str, Float[Array, "n _"]]:
         """The "encoding" and, where there is a projector, its layers, in evaluation mode.
 

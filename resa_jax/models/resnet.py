@@ -141,6 +141,7 @@ class ResNet(nnx.Module):
         *,
         stem: str,
         zero_init: bool,
+        channels: int = 3,
         width: int = 64,
         dtype=None,
         remat=False,
@@ -151,11 +152,17 @@ class ResNet(nnx.Module):
         self.remat = remat
         self.dtype = dtype
         if stem == "imagenet":
-            self.conv1 = conv(3, width, 7, stride=2, dtype=dtype, rngs=rngs)
+            self.conv1 = conv(channels, width, 7, stride=2, dtype=dtype, rngs=rngs)
         else:
             padding = 2 if stem == "cifar" else 1
             self.conv1 = conv(
-                3, width, 3, padding=padding, kernel_init=torch_uniform, dtype=dtype, rngs=rngs
+                channels,
+                width,
+                3,
+                padding=padding,
+                kernel_init=torch_uniform,
+                dtype=dtype,
+                rngs=rngs,
             )
         self.bn1 = BatchNorm(width, dtype=dtype)
         features = width
@@ -175,7 +182,7 @@ class ResNet(nnx.Module):
         self.num_features = features
 
     def feature_maps(
-        self, x: Float[Array, "n h w 3"], *, train: bool
+        self, x: Float[Array, "n h w c"], *, train: bool
     ) -> tuple[Float[Array, "n _ _ _"], ...]:
         """The stem's output (before any max-pool) and that of each of the four stages."""
         x = nnx.relu(self.bn1(self.conv1(x), train=train))
@@ -190,12 +197,12 @@ class ResNet(nnx.Module):
             maps.append(x)
         return tuple(maps)
 
-    def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n d"]:
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n d"]:
         # The CPU compiler of jaxlib 0.12 would fuse the last blocks into this mean, and gives NaN
         # in bfloat16.
         return jax.lax.optimization_barrier(self.feature_maps(x, train=train)[-1]).mean((1, 2))
 
-    def linear_features(self, x: Float[Array, "n h w 3"], blocks: int) -> Float[Array, "n d"]:
+    def linear_features(self, x: Float[Array, "n h w c"], blocks: int) -> Float[Array, "n d"]:
         """What a linear evaluation reads, in evaluation mode: the encoding, whatever `blocks`."""
         return self(x, train=False)
 

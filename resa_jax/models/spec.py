@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from flax import nnx
 from ml_collections import ConfigDict
 
+from resa_jax.data.decoding import Decoding
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.resnet import ResNet
 from resa_jax.models.vit import VITS, ViT
@@ -32,6 +33,8 @@ class EncoderSpec:
       name: architecture, one of `resa_jax.models.ENCODERS`.
       image_size: side of the images, pixels.
       patch_size, width, depth: None where the name decides.
+      channels: of the images.
+      bits, gray_max: of their values, as in `Decoding`.
       mean, std: of the channels, in 0..1, by which images are normalised.
       resize: short side in pixels to which an image is resized before its centre is cropped.
     """
@@ -44,6 +47,15 @@ class EncoderSpec:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     resize: int | None = None
+    channels: int = 3
+    bits: int = 8
+    gray_max: int = 65_535
+
+    @property
+    def decoding(self) -> Decoding:
+        """How its images are decoded; large enough for what is cropped from them."""
+        canvas = max(512, self.resize or 0, usual_resize(self.image_size))
+        return Decoding(canvas, gray_max=self.gray_max, channels=self.channels, bits=self.bits)
 
     @property
     def family(self) -> str:
@@ -63,6 +75,9 @@ class EncoderSpec:
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
             resize=data["resize"],
+            channels=data["channels"],
+            bits=data["bits"],
+            gray_max=data["gray_max"],
         )
 
     def create(self) -> ResNet | ViT:
@@ -74,6 +89,7 @@ class EncoderSpec:
                 patch_size=self.patch_size,
                 width=self.width,
                 depth=self.depth,
+                channels=self.channels,
                 rngs=nnx.Rngs(0),
             )
         )

@@ -11,10 +11,12 @@ from resa_jax.models.layers import CONVOLUTIONS, BatchNorm, Frozen, torch_unifor
 class PatchEmbed(nnx.Module):
     """One linear map of each patch, frozen at its initial value (as in MoCo v3) or trained."""
 
-    def __init__(self, width: int, patch_size: int, *, trained: bool = False, dtype, rngs):
-        bound = math.sqrt(6 / (3 * patch_size**2 + width))
+    def __init__(
+        self, channels: int, width: int, patch_size: int, *, trained: bool = False, dtype, rngs
+    ):
+        bound = math.sqrt(6 / (channels * patch_size**2 + width))
         self.proj = nnx.Conv(
-            3,
+            channels,
             width,
             (patch_size, patch_size),
             strides=patch_size,
@@ -28,7 +30,7 @@ class PatchEmbed(nnx.Module):
             kind = nnx.Param if trained else Frozen
             setattr(self.proj, name, kind(getattr(self.proj, name)[...]))
 
-    def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n gh gw d"]:
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n gh gw d"]:
         return self.proj(x)
 
 
@@ -39,9 +41,8 @@ class ConvStem(nnx.Module):
     up to width. PyTorch's default initialiser.
     """
 
-    def __init__(self, width: int, patch_size: int, *, dtype, rngs):
+    def __init__(self, channels: int, width: int, patch_size: int, *, dtype, rngs):
         self.layers = int(math.log2(patch_size))
-        channels = 3
         for index in range(self.layers):
             features = width // (patch_size // 2) * 2**index
             conv = nnx.Conv(
@@ -70,7 +71,7 @@ class ConvStem(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n gh gw d"]:
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n gh gw d"]:
         for index in range(self.layers):
             x = getattr(self, f"conv{index}")(x)
             x = nnx.relu(getattr(self, f"bn{index}")(x, train=train))

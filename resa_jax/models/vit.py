@@ -104,7 +104,14 @@ class ViT(nnx.Module):
     family = "vit"
 
     def __init__(
-        self, size: ViTSize, *, image_size: int, dtype=None, remat: bool = False, rngs: nnx.Rngs
+        self,
+        size: ViTSize,
+        *,
+        image_size: int,
+        channels: int = 3,
+        dtype=None,
+        remat: bool = False,
+        rngs: nnx.Rngs,
     ):
         width = size.width
         self.patch_size = size.patch_size
@@ -119,9 +126,9 @@ class ViT(nnx.Module):
         self.head = width // size.heads
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.patch_embed = (
-            ConvStem(width, size.patch_size, **options)
+            ConvStem(channels, width, size.patch_size, **options)
             if size.conv_stem
-            else PatchEmbed(width, size.patch_size, trained=size.learned, **options)
+            else PatchEmbed(channels, width, size.patch_size, trained=size.learned, **options)
         )
         self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, 1, width)))
         registers, table = None, None
@@ -147,7 +154,7 @@ class ViT(nnx.Module):
             setattr(self, f"blocks_{index}", block)
         self.norm = nnx.LayerNorm(width, epsilon=size.epsilon, dtype=dtype, rngs=rngs)
 
-    def tokens(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n t d"]:
+    def tokens(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n t d"]:
         """[CLS] and the patches, positions added: the first block's input."""
         height, width = x.shape[1:3]
         if height % self.patch_size or width % self.patch_size:
@@ -167,7 +174,7 @@ class ViT(nnx.Module):
         return jnp.concatenate([*others, x], axis=1)
 
     def last_cls(
-        self, x: Float[Array, "n h w 3"], blocks: int, *, train: bool = False
+        self, x: Float[Array, "n h w c"], blocks: int, *, train: bool = False
     ) -> Float[Array, "n d"]:
         """The [CLS] tokens after the last blocks, each through the last LayerNorm, side by side.
 
@@ -182,7 +189,7 @@ class ViT(nnx.Module):
         outputs = self._outputs(x, blocks, train=train)
         return jnp.concatenate([self.norm(y[:, 0]) for y in outputs], axis=1)
 
-    def linear_features(self, x: Float[Array, "n h w 3"], blocks: int) -> Float[Array, "n d"]:
+    def linear_features(self, x: Float[Array, "n h w c"], blocks: int) -> Float[Array, "n d"]:
         """What a linear evaluation reads, in evaluation mode.
 
         Of several last blocks their [CLS] tokens, as `last_cls`; of one, [CLS] and the mean of the
@@ -202,7 +209,7 @@ class ViT(nnx.Module):
         """
         return self.linear_rate, self.linear_blocks
 
-    def _outputs(self, x: Float[Array, "n h w 3"], last: int, *, train: bool) -> list[Array]:
+    def _outputs(self, x: Float[Array, "n h w c"], last: int, *, train: bool) -> list[Array]:
         """The tokens after each of the last blocks, before the last LayerNorm."""
         rows, columns = (side // self.patch_size for side in x.shape[1:3])
         x, outputs, turns = self.tokens(x, train=train), [], None
@@ -215,5 +222,5 @@ class ViT(nnx.Module):
             outputs.append(x)
         return outputs[-last:]
 
-    def __call__(self, x: Float[Array, "n h w 3"], *, train: bool) -> Float[Array, "n d"]:
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n d"]:
         return self.last_cls(x, 1, train=train)

@@ -13,6 +13,7 @@ from absl import flags
 
 from resa_jax.cli import run
 from resa_jax.data.check import check_source
+from resa_jax.data.decoding import Decoding
 from resa_jax.paths import AnyPath, as_path
 from resa_jax.report.run_record import read_run
 
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> None:
     source_name = _SOURCE.value or record.config["data"]["source"]
     pictures = _PICTURES.value and record.has_checkpoint
     if pictures:
-        check_source(source_name)
+        check_source(source_name, None)
 
     from resa_jax.report.page import render_page
 
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> None:
         if _SOURCE.value is not None:
             options = {}
         source = open_source(
-            source_name, canvas=data["canvas"], on_bad_image=data["on_bad_image"], **options
+            source_name, Decoding.of(data), on_bad_image=data["on_bad_image"], **options
         )
         gallery = draw_gallery(record.workdir, source, source_name, max_images=_MAX_IMAGES.value)
     output = as_path(_OUTPUT.value or record.workdir / "report.html", "--output=")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from resa_jax.data.decode import BadImageError, Decoding, decode_image
+from resa_jax.data.decode import BadImageError, decode_image
+from resa_jax.data.decoding import RGB, Decoding
 from resa_jax.data.sources import Source
 from resa_jax.encoder import Encoder
 from resa_jax.errors import UserError
@@ -28,12 +29,20 @@ SHOWN_SETS = 40  # of near-duplicates
 class Collection:
     """The images of a source with their encodings."""
 
-    def __init__(self, source: Source, name: str, arrays: dict[str, np.ndarray]):
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        arrays: dict[str, np.ndarray],
+        how: Decoding = RGB,
+    ):
         """
         Args:
           name: the string that names the source.
           arrays: as `extract` gives them.
+          how: queries are decoded.
         """
+        self._how = how
         self._source = source
         self._arrays = arrays
         self._encodings = np.asarray(arrays["encoding"])
@@ -138,7 +147,7 @@ class Collection:
         Args:
           queries: image files, or numbers of images of the source, which are not their own
             neighbours.
-          encode: from an image uint8 [h, w, 3] to its encoding.
+          encode: from an image [h, w, c] to its encoding.
           output: FILE.npz, beside which FILE.neighbours.csv and FILE.neighbours.png are written.
 
         Returns:
@@ -196,7 +205,7 @@ class Collection:
         montage(strips, captions).save(picture)
         return f"{number} groups are in {table} and {picture}."
 
-    def _image(self, row: int | np.integer) -> UInt8[np.ndarray, "_ _ 3"]:
+    def _image(self, row: int | np.integer) -> UInt[np.ndarray, "_ _ _"]:
         return self._source[int(self._arrays["indices"][row])]
 
     def _class(self, row: int | np.integer) -> str:
@@ -206,7 +215,7 @@ class Collection:
     def _query_image(self, query: str) -> tuple[np.ndarray, int | None]:
         if Path(query).is_file():
             try:
-                return decode_image(Path(query).read_bytes(), Decoding()), None
+                return decode_image(Path(query).read_bytes(), self._how), None
             except BadImageError as error:
                 raise UserError(f"--query={query} cannot be decoded: {error}.") from error
         found = np.flatnonzero(self._arrays["indices"] == int(query))
@@ -217,15 +226,12 @@ class Collection:
 
 def query_encoder(
     encoder: Encoder, preprocessing: Preprocessing
-) -> Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, " d"]]:
+) -> Callable[[UInt[np.ndarray, "h w c"]], Float[np.ndarray, " d"]]:
     """The encoding of one image of any size up to the canvas."""
 
     def encode(image):
-        side = max(image.shape[:2])
-        canvas = np.zeros((1, side, side, 3), np.uint8)
-        canvas[0, : image.shape[0], : image.shape[1]] = image
-        sizes = np.array([image.shape[:2]], np.int32)
-        outputs = encoder.layers(canvas, sizes, prepare=preprocessing, layers=("encoding",))
+        sizes = np.array([[*image.shape[:2], 0]], np.int32)
+        outputs = encoder.layers(image[None], sizes, prepare=preprocessing, layers=("encoding",))
         return np.asarray(outputs["encoding"], np.float32)[0]
 
     return encode

@@ -3,8 +3,10 @@
 import textwrap
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt
 from PIL import Image, ImageDraw, ImageFont
+
+from resa_jax.data.images import visible
 
 
 TILE = 72  # side of an image, pixels
@@ -13,7 +15,7 @@ CAPTION = 120  # width of the captions, pixels
 
 
 def montage(
-    rows: list[list[UInt8[np.ndarray, "_ _ 3"]]], captions: list[str], *, queries: bool = False
+    rows: list[list[UInt[np.ndarray, "_ _ _"]]], captions: list[str], *, queries: bool = False
 ) -> Image.Image:
     """One row of images of any size for each caption, which stands to its left.
 
@@ -41,7 +43,7 @@ def montage(
 
 def _fit(image: np.ndarray) -> Image.Image:
     """The image with its long side as long as a tile; small images in whole, sharp pixels."""
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(visible(image))
     scale = TILE / max(picture.size)
     if scale >= 2:
         scale = int(scale)

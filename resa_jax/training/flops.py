@@ -55,7 +55,7 @@ def forward_flops(spec: EncoderSpec) -> float:
     13 % of a ResNet-18's at 34), so the MFU of ConvNets is a little lower than by the usual count.
     """
     graphdef, state = nnx.split(spec.create())
-    image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, spec.channels), jnp.float32)
     forward = jax.jit(lambda state, image: nnx.merge(graphdef, state)(image, train=False))
     costs: Any = forward.lower(state, image).cost_analysis()
     return costs["flops"]

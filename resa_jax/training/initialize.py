@@ -41,9 +41,9 @@ def initialize_from(path: str | None, state: TrainState, encoder: str) -> TrainS
     fields = vars(state)
     for part in ("params", "ema_params"):
         if "encoder" in networks.get(part, {}):
-            networks[part]["encoder"] = _with_positions(
-                networks[part]["encoder"], state.params["encoder"], VITS.get(encoder)
-            )
+            old = state.params["encoder"]
+            new = _with_positions(networks[part]["encoder"], old, VITS.get(encoder))
+            networks[part]["encoder"] = _with_channels(new, old)
     lacking = networks["params"].keys() - state.params.keys()
     if lacking:
         raise UserError(
@@ -74,6 +74,37 @@ def _with_positions(new: dict, old: dict, size: ViTSize | None) -> dict:
     grid = math.isqrt(patches)
     resized = resize_positions(jnp.asarray(table), grid, grid, smooth=size.smooth)
     return new | {"pos_embed": np.asarray(resized)}
+
+
+def _with_channels(new: dict, old: dict) -> dict:
+    """Weights whose first layer takes as many channels as the recipe's images have.
+
+    One channel gets the sum of all, so that a gray image gives what it gave in each of them. Others
+    take theirs in turn, times how many there were over how many there are (as timm does it).
+    """
+    wanted = {keys: leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(old)}
+
+    def adapt(keys, kernel):
+        shape = wanted.get(keys, ())
+        alike = len(shape) == 4 and (*shape[:2], shape[3]) == (*kernel.shape[:2], kernel.shape[3])
+        if not alike or shape == kernel.shape:
+            return kernel
+        there, channels = kernel.shape[2], shape[2]
+        _LOG.info("The first layer's weights of %d channels are adapted to %d.", there, channels)
+        if channels == 1:
+            return kernel.sum(axis=2, keepdims=True)
+        return kernel[:, :, np.arange(channels) % there] * (there / channels)
+
+    first = ("conv1", "patch_embed")
+    adapted = {
+        name: jax.tree_util.tree_map_with_path(
+            lambda keys, leaf, name=name: adapt((jax.tree_util.DictKey(name), *keys), leaf),
+            new[name],
+        )
+        for name in first
+        if name in new
+    }
+    return new | adapted
 
 
 def _like(old, new, path):

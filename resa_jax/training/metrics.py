@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from resa_jax.data.images import visible
+from resa_jax.data.view import View
 from resa_jax.errors import UserError
 from resa_jax.paths import AnyPath, Mirror
 from resa_jax.terminal import shows_progress
@@ -154,7 +156,7 @@ class MetricsWriter:
             shown = {k: v for k, v in record.items() if not k.startswith(("eval/p0", "eval/p1"))}
             self.say(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
-    def show(self, step: int, views: tuple[Float[jax.Array, "m _ _ 3"], ...]) -> None:
+    def show(self, step: int, views: tuple[Float[jax.Array, "m _ _ c"], ...]) -> None:
         """Puts the first images of a step's views into TensorBoard, side by side, as `views/N`."""
         if not self._active:
             return
@@ -163,7 +165,7 @@ class MetricsWriter:
             # Of the first device, since other processes' images are out of reach.
             images = np.asarray(view.addressable_shards[0].data)[:_SHOWN_IMAGES].astype(np.float32)
             pixels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
-            strip = np.concatenate(pixels, axis=1)
+            strip = visible(np.concatenate(pixels, axis=1))
             self._tensorboard.add_image(f"views/{number}", strip, step, dataformats="HWC")
 
     def say(self, text: str) -> None:
@@ -264,8 +266,16 @@ def describe(config: ConfigDict, mesh: Mesh, images: int, total_steps: int, memo
     """A line that says what is about to run, and where; `memory` in bytes a device."""
     kinds = sorted({device.device_kind for device in mesh.devices.flat})
     micro = "" if config.micro_batches == 1 else f" in {config.micro_batches} micro-batches"
+    how, color = config.data, any(View(**view).has_color for view in config.views)
+    left_out = ""
+    if color and (how.channels, how.bits) != (3, 8):
+        left_out = (
+            " Jitter, graying and solarising are left out: they are for RGB of 8 bits, and these "
+            f"images have {how.channels} channels of {how.bits} bits."
+        )
     return (
         f"{config.method.name}, {config.encoder.name} on {images} images of {config.data.source}: "
         f"{total_steps} steps of {config.batch_size} images{micro} on {mesh.size} x "
         f"{' and '.join(kinds)}, {jax.process_count()} process(es), {gibibytes(memory)} a device."
+        f"{left_out}"
     )

@@ -16,7 +16,7 @@ from resa_jax.models.network import Network, frozen_mask, split
 from resa_jax.sharding import for_each_device, on_each_device
 
 
-Views = Sequence[Float[Array, "m _ _ 3"]]
+Views = Sequence[Float[Array, "m _ _ c"]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def build_network(config: ConfigDict, method: Method, rngs: nnx.Rngs) -> Network
         patch_size=fields.patch_size,
         width=fields.width,
         depth=fields.depth,
+        channels=config.data.channels,
         remat=fields.remat,
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
         rngs=rngs,
@@ -63,7 +64,7 @@ def create_networks(config: ConfigDict, method: Method) -> Networks:
     """The networks' structures without making any array."""
     network = nnx.eval_shape(lambda: build_network(config, method, nnx.Rngs(0)))
     side = config.encoder.image_size
-    image = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((2, side, side, config.data.channels), jnp.float32)
     _, embeddings, _ = nnx.eval_shape(lambda n, x: n(x, train=False), network, image)
     width = embeddings.shape[1]
     frozen = frozen_mask(network)

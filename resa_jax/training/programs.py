@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resa_jax.data.augment import augment
+from resa_jax.data.decoding import Decoding
 from resa_jax.data.view import View
 from resa_jax.methods.interface import create_method
 from resa_jax.sharding import batch_sharding, replicated, state_sharding
@@ -126,29 +127,29 @@ class Lowered:
 
 
 def lower_programs(
-    config: ConfigDict, mesh: Mesh, canvas: int, steps_per_epoch: int, total_steps: int
+    config: ConfigDict, mesh: Mesh, canvas: tuple[int, ...], steps_per_epoch: int, total_steps: int
 ) -> Lowered:
     """Builds the programs of a recipe; the mesh's devices need not be at hand.
 
     Args:
       config: with numbers for data.mean and data.std.
-      canvas: side of the images that the host delivers, pixels.
+      canvas: height, width and channels of the images that the host delivers.
       steps_per_epoch, total_steps: of the schedules.
     """
     networks, init, train_step = create_step(config, steps_per_epoch, total_steps)
-    views = tuple(View(**view) for view in config.views)
+    views, how = tuple(View(**view) for view in config.views), Decoding.of(config.data)
 
     def make_views(step, images, sizes):
         key = jax.random.fold_in(_keys(config.seed)[1], step)
-        return augment(key, images, sizes, views, config.data.mean, config.data.std)
+        return augment(key, images, sizes, views, config.data.mean, config.data.std, how.white)
 
     # Shapes first: nothing is made before it is known where it goes.
     shapes = jax.eval_shape(init)
     state = jax.tree.map(_struct, shapes, state_sharding(mesh, shapes, config.sharding))
     rows, whole = batch_sharding(mesh), replicated(mesh)
     batch = (
-        jax.ShapeDtypeStruct((config.batch_size, canvas, canvas, 3), jnp.uint8, sharding=rows),
-        jax.ShapeDtypeStruct((config.batch_size, 2), jnp.int32, sharding=rows),
+        jax.ShapeDtypeStruct((config.batch_size, *canvas), how.dtype, sharding=rows),
+        jax.ShapeDtypeStruct((config.batch_size, 3), jnp.int32, sharding=rows),
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     lowered_views = jax.jit(make_views, out_shardings=rows).lower(state.step, *batch)
@@ -164,7 +165,7 @@ def lower_programs(
 
 
 def compile_programs(
-    config: ConfigDict, mesh: Mesh, canvas: int, steps_per_epoch: int, total_steps: int
+    config: ConfigDict, mesh: Mesh, canvas: tuple[int, ...], steps_per_epoch: int, total_steps: int
 ) -> Programs:
     """Builds and compiles the programs of a recipe; arguments as those of `lower_programs`."""
     lowered = lower_programs(config, mesh, canvas, steps_per_epoch, total_steps)

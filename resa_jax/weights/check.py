@@ -47,9 +47,9 @@ def compare_encodings(
 
 
 def fixed_images(spec: EncoderSpec) -> np.ndarray:
-    """Two normalised images [2, s, s, 3] by formula; float64 where JAX computes in it."""
+    """Two normalised images [2, s, s, c] by formula; float64 where JAX computes in it."""
     side = spec.image_size if spec.family == "vit" else min(spec.image_size, 64)
-    row, column, channel = np.indices((side, side, 3))
+    row, column, channel = np.indices((side, side, spec.channels))
     images = [
         np.sin(0.7 * k * row + 0.3 * column + channel) + np.cos(0.2 * k * row) for k in (1, 2)
     ]

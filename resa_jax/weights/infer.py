@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from resa_jax.errors import UserError
 from resa_jax.models.encoders import ENCODERS, check_encoder_name
 from resa_jax.models.positions import sincos_table
 from resa_jax.models.resnet import RESNETS, Bottleneck
-from resa_jax.models.spec import EncoderSpec, is_small, usual_resize
+from resa_jax.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, is_small, usual_resize
 from resa_jax.models.vit import VITS
 
 
@@ -98,12 +99,27 @@ def _sized(name: str, tensors: Mapping[str, np.ndarray]) -> EncoderSpec:
             image_size=size,
             patch_size=None if own else patch,
             resize=None if is_small(size) else usual_resize(size),
+            **_channels(tensors, IMAGENET_MEAN, IMAGENET_STD),
         )
     width = _length(tensors, "conv1.weight", 0)
     width = None if width == 64 else width
     if name in RESNETS:
-        return EncoderSpec(name, image_size=224, width=width, resize=usual_resize(224))
-    return EncoderSpec(name, image_size=32, width=width, mean=_CIFAR_MEAN, std=_CIFAR_STD)
+        channels = _channels(tensors, IMAGENET_MEAN, IMAGENET_STD)
+        return EncoderSpec(name, image_size=224, width=width, resize=usual_resize(224), **channels)
+    channels = _channels(tensors, _CIFAR_MEAN, _CIFAR_STD)
+    return EncoderSpec(name, image_size=32, width=width, **channels)
+
+
+def _channels(tensors, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+    """How many channels the first layer takes, and their statistics: of others than three the mean
+    of the three.
+    """
+    first = ("conv1.weight", "patch_embed.proj.weight", "patch_embed.proj.0.weight")
+    lengths = [_length(tensors, name, 1) for name in first]
+    channels = next(filter(None, lengths), 3)
+    if channels != 3:
+        mean, std = ((round(sum(x) / 3, 4),) * channels for x in (mean, std))
+    return {"channels": channels, "mean": mean, "std": std}
 
 
 def _distance(name: str, tensors: Mapping[str, np.ndarray]) -> float:
