@@ -15,7 +15,7 @@ Files other than .pth and .pt are read and written without PyTorch.
 
 from absl import flags
 
-from resa_jax.cli import run
+from resa_jax.cli import define_statistics, run
 from resa_jax.errors import UserError
 from resa_jax.paths import as_path, local_output
 
@@ -24,6 +24,7 @@ _INPUT = flags.DEFINE_string("input", None, "Weights to read: a file, or a folde
 _OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.", required=True)
 _ARCH = flags.DEFINE_string("arch", None, "Architecture, where the shapes leave it open.")
 _NETWORK = flags.DEFINE_enum("network", None, ["ema", "online"], "Which network; default ema.")
+_statistics = define_statistics()
 
 
 def main(arguments: list[str]) -> None:
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     from resa_jax.weights.conversion import convert
 
     with local_output(output) as local:
-        for line in convert(source, local, _ARCH.value, _NETWORK.value):
+        for line in convert(source, local, _ARCH.value, _NETWORK.value, **_statistics()):
             print(line.replace(str(local), str(output)), flush=True)
 
 

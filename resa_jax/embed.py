@@ -18,7 +18,7 @@ import os
 
 from absl import flags
 
-from resa_jax.cli import run
+from resa_jax.cli import define_statistics, run
 from resa_jax.data.check import KINDS, check_source
 from resa_jax.errors import UserError
 from resa_jax.paths import AnyPath, as_path, local_output
@@ -48,6 +48,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of k-means.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1)
 _ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "Undecodable images.")
 _find_processes = cluster.define_flags()
+_statistics = define_statistics()
 
 
 def main(arguments: list[str]) -> None:
@@ -86,7 +87,11 @@ def _embed(output: AnyPath) -> None:
     from resa_jax.report import collection
 
     encoder = load_encoder(
-        _ENCODER.value, _ARCH.value, _NETWORK.value, projector=bool(_LAYERS.value)
+        _ENCODER.value,
+        _ARCH.value,
+        _NETWORK.value,
+        projector=bool(_LAYERS.value),
+        **_statistics(),
     )
     source = open_source(
         _SOURCE.value,

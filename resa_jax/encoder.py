@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,8 @@ def load_encoder(
     network: str = "ema",
     *,
     projector: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Encoder:
     """Loads an encoder for use, in evaluation mode.
 
@@ -154,6 +157,8 @@ def load_encoder(
       network: "ema", or "online" where the file holds both.
       projector: also read the projector, where there is one. An export that lies in its run's
         folder is then read from the checkpoint of its step, where that is still there.
+      mean, std: of the channels, in 0..1, by which uint8 images are normalised, in the place of
+        what the path says or, where PyTorch weights say nothing, of what is assumed of them.
 
     Returns:
       A callable from images `[n, h, w, 3]` (or the channels of its spec) to encodings `[n, d]`.
@@ -165,12 +170,16 @@ def load_encoder(
     step = read_description(path).get("step") if is_export(path) else None
     saved = path.parent / "checkpoints" / str(step)
     if step is not None and projector and saved.is_dir():
-        return load_encoder(saved, arch, network, projector=True)
+        return load_encoder(saved, arch, network, projector=True, mean=mean, std=std)
     if path.is_file() or is_export(path) or released_weights(path) is not None:
-        spec, params, batch_stats = read_encoder(path, arch, network)
+        told = None not in (mean, std)
+        spec, params, batch_stats = read_encoder(path, arch, network, told=told)
+        spec = spec.normalized(mean, std)
         trees = {"encoder": params}, {"encoder": batch_stats}
         return Encoder(spec, *trees, path=path, network=network, step=step)
-    return _load_checkpoint(find_checkpoint(path), network, projector)
+    encoder = _load_checkpoint(find_checkpoint(path), network, projector)
+    encoder.spec = encoder.spec.normalized(mean, std)
+    return encoder
 
 
 def _load_checkpoint(path: AnyPath, network: str, projector: bool) -> Encoder:

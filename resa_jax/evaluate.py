@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from resa_jax.cli import run
+from resa_jax.cli import define_statistics, run
 from resa_jax.data.check import KINDS, check_source
 from resa_jax.errors import UserError
 from resa_jax.evaluation.protocols import ON_FEATURES, create_protocol
@@ -48,6 +48,7 @@ _RESIZE = flags.DEFINE_integer("resize", None, "Short side before the centre cro
 _BATCH = flags.DEFINE_integer("extract_batch", 256, "Images at a time through the encoder.")
 _ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "Undecodable images.")
 _find_processes = cluster.define_flags()
+_statistics = define_statistics()
 
 # What a protocol takes from the command line; None leaves its own value.
 _FIELDS = {
@@ -127,6 +128,7 @@ def _request(command):
         resize=_RESIZE.value,
         batch_size=_BATCH.value,
         on_bad_image=_ON_BAD_IMAGE.value,
+        **_statistics(),
     )
 
 

@@ -11,7 +11,7 @@ The file runs wherever JAX does, without this package:
 
 from absl import flags
 
-from resa_jax.cli import run
+from resa_jax.cli import define_statistics, run
 from resa_jax.errors import UserError
 from resa_jax.paths import as_path
 
@@ -28,6 +28,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "File to write.", required=True)
 _ARCH = flags.DEFINE_string("arch", None, "Architecture of PyTorch weights.")
 _NETWORK = flags.DEFINE_enum("network", "ema", ["ema", "online"], "Which network of a checkpoint.")
 _PLATFORMS = flags.DEFINE_list("platforms", ["cpu"], "Where the file is to run.")
+_statistics = define_statistics()
 
 
 def main(arguments: list[str]) -> None:
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
     from resa_jax.encoder import load_encoder
     from resa_jax.serving import check_export, export_stablehlo
 
-    encoder = load_encoder(_ENCODER.value, _ARCH.value, _NETWORK.value)
+    encoder = load_encoder(_ENCODER.value, _ARCH.value, _NETWORK.value, **_statistics())
     serialized = export_stablehlo(encoder, tuple(_PLATFORMS.value))
     output = as_path(_OUTPUT.value, "--output=")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,9 @@ _CONFIG = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; the same folder again resumes it.", required=True
 )
+_EXTEND = flags.DEFINE_bool(
+    "extend", False, "Go on with the finished run in --workdir, for the epochs that are more now."
+)
 _find_processes = cluster.define_flags()
 
 
@@ -40,7 +43,7 @@ def main(arguments: list[str]) -> None:
         check_source(data.test_source, how, classes=data.classes, split="test")
     if config.init_from is not None and not as_path(config.init_from, "config.init_from=").exists():
         raise UserError(f"config.init_from={config.init_from}: there is no such file or folder.")
-    claim_workdir(_WORKDIR.value, config, write=False)
+    claim_workdir(_WORKDIR.value, config, write=False, extend=_EXTEND.value)
     processes = _find_processes()
 
     from resa_jax.processes.distributed import joined_processes
@@ -50,7 +53,7 @@ def main(arguments: list[str]) -> None:
 
     explained = out_of_memory_explained(config), disk_faults_explained(_WORKDIR.value)
     with joined_processes(processes), explained[0], explained[1]:
-        train(config, _WORKDIR.value)
+        train(config, _WORKDIR.value, extend=_EXTEND.value)
 
 
 def command() -> None:

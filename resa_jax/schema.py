@@ -35,6 +35,9 @@ class Top:
     seed: int = field(0, not_negative(2**32 - 1), "of everything random")
     epochs: int = field(100, positive(), "passes over the source, of floor(n / batch) steps each")
     steps: int | None = field(None, positive(1e12), "instead of epochs")
+    start_step: int = field(
+        0, not_negative(1e12), "after which the schedules start; set by --extend"
+    )
     batch_size: int = field(256, positive(1e8), "global")
     base_lr: float = field(0.5, positive(1e6), "learning rate for 256 images; x batch_size / 256")
     final_lr: float | None = field(None, not_negative(1e6), "the cosine's floor; none: 0.1 x lr")

@@ -24,7 +24,9 @@ _LOCK = ".lock"
 _LOG = logging.getLogger("resa_jax")
 
 
-def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, *, write: bool = True) -> AnyPath:
+def claim_workdir(
+    workdir: str | os.PathLike, config: ConfigDict, *, write: bool = True, extend: bool = False
+) -> AnyPath:
     """Makes sure that a run of `config` may use the folder, and writes config.json there.
 
     A folder with a run of another configuration is refused; fields that leave the mathematics alone
@@ -34,6 +36,7 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, *, write: bool
       workdir: the folder; made when it does not exist.
       config: the resolved configuration.
       write: False only checks, that the folder can be written too.
+      extend: the run may become longer.
 
     Raises:
       UserError: the folder holds another run, or cannot be written.
@@ -44,7 +47,7 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, *, write: bool
         workdir.mkdir(parents=True, exist_ok=True)
         _refuse_wrong_kinds(workdir)
         if path.exists():
-            _refuse_other_run(workdir, read_config_file(path), config)
+            _refuse_other_run(workdir, read_config_file(path), config, extend)
         if write:
             write_whole(path, to_json(config))
         else:
@@ -155,14 +158,16 @@ def checkpoint_paths(workdir: AnyPath) -> list[AnyPath]:
     return sorted(filter(is_committed, paths), key=lambda path: int(path.name))
 
 
-def _refuse_other_run(workdir, old, new):
-    known = fields_known(new)
+def _refuse_other_run(workdir, old, new, extend):
+    known, longer = fields_known(new), ("epochs", "steps")
+    free = {"start_step"} | set(longer if extend else ())  # which the run's own is taken for
     old = dict(fields(from_json(to_json(old))))
     for field, after in fields(from_json(to_json(new))):
         before = old.get(field)
-        if before == after or known[field].resumable or after == "auto":
+        if before == after or known[field].resumable or after == "auto" or field in free:
             continue
+        longer_hint = ", or --extend to go on for longer" if field in longer else ""
         raise UserError(
             f"--workdir={workdir} holds a run with {field} = {before}, not {after}. Use another "
-            "folder, or the same value to go on with that run."
+            f"folder, or the same value to go on with that run{longer_hint}."
         )

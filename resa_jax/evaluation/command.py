@@ -50,6 +50,13 @@ class Request:
     resize: int | None = None
     batch_size: int = 256
     on_bad_image: str = "error"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """How images are normalised, in the place of the encoder's own."""
+        return {"mean": self.mean, "std": self.std}
 
     @property
     def pretraining_batch(self) -> int | None:
@@ -89,13 +96,15 @@ def evaluate_encoders(protocols, request: Request) -> Iterator[tuple[dict, AnyPa
         paths = checkpoint_paths(request.encoder)
         if not paths:
             raise UserError(f"--all_checkpoints: {request.encoder} holds no checkpoints.")
-    spec = load_encoder(paths[0], request.arch, request.network).spec
+    spec = load_encoder(paths[0], request.arch, request.network, **request.statistics).spec
     source, test_source = open_labelled_sources(protocols, request, spec)
     sources = {"--source": source} | ({} if test_source is None else {"--test_source": test_source})
     facts = {f"--{name}": str(value) for name, value in dataclasses.asdict(request).items()}
     check_alike(facts | {"--protocol": str(protocols)}, sources)
     for path in paths:
-        encoder = load_encoder(path, request.arch, request.network, projector=True)
+        encoder = load_encoder(
+            path, request.arch, request.network, projector=True, **request.statistics
+        )
         check_alike({f"the hash of {path}": encoder.fingerprint()}, {})
         yield from score_encoder(encoder, path, protocols, request, source, test_source)
 

@@ -1,11 +1,15 @@
 """What an encoder is, apart from its weights."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flax import nnx
 from ml_collections import ConfigDict
 
 from resa_jax.data.decoding import Decoding
+from resa_jax.errors import UserError
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.resnet import ResNet
 from resa_jax.models.vit import VITS, ViT
@@ -79,6 +83,31 @@ class EncoderSpec:
             bits=data["bits"],
             gray_max=data["gray_max"],
         )
+
+    def normalized(
+        self, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> "EncoderSpec":
+        """The same encoder with another mean and standard deviation, where they are given.
+
+        Raises:
+          UserError: not one number for each channel, or numbers that make no sense.
+        """
+        given = {"mean": mean, "std": std}
+        for name, numbers in given.items():
+            if numbers is None:
+                continue
+            if len(numbers) != self.channels:
+                raise UserError(
+                    f"{name} has {len(numbers)} numbers; the encoder takes images of "
+                    f"{self.channels} channels."
+                )
+            if not all(0 <= n <= 1 and (name == "mean" or n > 0) for n in numbers):
+                says = "between 0 and 1" if name == "mean" else "above 0, at most 1"
+                raise UserError(f"{name} is {tuple(numbers)}; it must be numbers {says}.")
+        changes: dict[str, Any] = {
+            name: tuple(map(float, n)) for name, n in given.items() if n is not None
+        }
+        return dataclasses.replace(self, **changes)
 
     def create(self) -> ResNet | ViT:
         """The network with the shapes of its arrays in their place."""

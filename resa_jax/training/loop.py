@@ -1,7 +1,6 @@
 """Pre-training, from a configuration to an exported encoder."""
 
 import logging
-import math
 import os
 from contextlib import nullcontext
 
@@ -19,6 +18,7 @@ from resa_jax.processes.distributed import Preemption
 from resa_jax.sharding import check_divisible, create_mesh, to_devices
 from resa_jax.terminal import speak_unless_logging
 from resa_jax.training.disk import check_disk
+from resa_jax.training.extension import count_steps, with_schedule_start
 from resa_jax.training.finish import finish, is_finished
 from resa_jax.training.initialize import initialize_from
 from resa_jax.training.memory import available_bytes, check_memory
@@ -33,12 +33,15 @@ from resa_jax.workdir import claim_workdir, locked
 _LOG = logging.getLogger("resa_jax")
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | float]:
+def train(
+    config: ConfigDict, workdir: str | os.PathLike, *, extend: bool = False
+) -> dict[str, int | float]:
     """Pre-trains as `config` says; a run that was interrupted in `workdir` goes on.
 
     Args:
       config: a recipe, as `resa_jax.config.load_config` returns it.
       workdir: the run's folder (config.json, metrics.jsonl, tensorboard/, checkpoints/, encoder/).
+      extend: go on with the finished run there for the epochs that `config` has more.
 
     Returns:
       The last metrics of every kind, evaluations included.
@@ -62,8 +65,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
         )
         check_agreement(config, workdir, sources)
         epoch = steps_per_epoch(len(source), config.batch_size)
-        total_steps = config.steps or math.ceil(config.epochs * epoch)
-        workdir = claim_workdir(workdir, config, write=False)
+        config = with_schedule_start(config, workdir, epoch, extend)
+        total_steps = count_steps(config, epoch)
+        workdir = claim_workdir(workdir, config, write=False, extend=extend)
 
         if is_finished(workdir, total_steps):
             _LOG.info("%s holds a finished run of %d steps; nothing is left.", workdir, total_steps)
@@ -110,7 +114,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, int | flo
                 writer.say(f"Going on after step {first_step} of {total_steps}.")
 
             # Nothing can be refused any more.
-            claim_workdir(workdir, config, write=jax.process_index() == 0)
+            claim_workdir(workdir, config, write=jax.process_index() == 0, extend=extend)
             for step in range(first_step + 1, total_steps + 1):
                 with profiler.step(step):
                     with clock("data_wait"):

@@ -58,7 +58,14 @@ def create_step(
     method = create_method(config.method)
     networks = create_networks(config, method)
     peak = config.base_lr * config.batch_size / 256
-    learning_rate = create_schedule(config, peak, steps_per_epoch, total_steps)
+    remaining = total_steps - config.start_step
+    learning_rate, ema_rate = (
+        _from_step(config.start_step, schedule)
+        for schedule in (
+            create_schedule(config, peak, steps_per_epoch, remaining),
+            warmup_cosine(1 - config.ema_momentum, 0.0, remaining),
+        )
+    )
     optimizer = create_optimizer(
         config.optimizer.name,
         learning_rate,
@@ -84,13 +91,17 @@ def create_step(
         networks,
         optimizer,
         learning_rate,
-        warmup_cosine(1 - config.ema_momentum, 0.0, total_steps),
+        ema_rate,
         steps_per_epoch=steps_per_epoch,
         seed=config.seed,
         gradient_reduction=config.gradient_reduction,
         micro_batches=config.micro_batches,
     )
     return networks, init, train_step
+
+
+def _from_step(start: int, schedule: optax.Schedule) -> optax.Schedule:
+    return schedule if start == 0 else lambda step: schedule(step - start)
 
 
 def create_schedule(

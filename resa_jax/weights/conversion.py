@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from resa_jax.errors import UserError
@@ -22,7 +23,13 @@ from resa_jax.weights.translate import (
 
 
 def convert(
-    source: AnyPath, output: AnyPath, arch: str | None = None, network: str | None = None
+    source: AnyPath,
+    output: AnyPath,
+    arch: str | None = None,
+    network: str | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> list[str]:
     """Converts weights; the output is written whole or not at all.
 
@@ -30,6 +37,7 @@ def convert(
       source, output: as `resa_jax.convert` describes them.
       arch: name of the architecture, where PyTorch's shapes leave it open.
       network: "ema" or "online"; None is "ema", and everything of a full checkpoint.
+      mean, std: as in `resa_jax.load_encoder`; the output says them.
 
     Returns:
       Lines that say what was loaded, converted and left out, and how far encodings of a fixed
@@ -49,12 +57,18 @@ def convert(
         encoder, tensors, lines = encoder_from_torch(checkpoint, arch, network or "ema")
         if networks is not None:
             lines = networks.lines
+        if checkpoint.file.spec is None and None in (mean, std):
+            numbers = (",".join(map(str, x)) for x in (encoder[0].mean, encoder[0].std))
+            lines.append(
+                "assumed, unless --mean and --std say more: mean {}, std {}".format(*numbers)
+            )
     else:
-        encoder = read_encoder(source, arch, network or "ema")
+        encoder = read_encoder(source, arch, network or "ema", told=None not in (mean, std))
         if arch not in (None, encoder[0].name):
             raise UserError(f"--arch={arch}: {source} holds a {encoder[0].name}.")
         tensors = encoder_to_torch(*encoder)
         lines = [f"architecture: {encoder[0].name}", f"loaded: the encoder of {source}"]
+    encoder = (encoder[0].normalized(mean, std), *encoder[1:])
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if to_file:
@@ -69,7 +83,7 @@ def convert(
         raise UserError(f"--output={output} cannot be written: {error}.") from error
     lines.append(f"written: {what} to {output}")
     # The name, since detectron2's file does not carry it and a 3x3 stem is not told from its shape.
-    written = read_encoder(output, arch=encoder[0].name)
+    written = read_encoder(output, arch=encoder[0].name, told=True)
     return lines + compare_encodings(encoder, written, tensors)
 
 

@@ -41,7 +41,7 @@ def read_networks(path: AnyPath, arch: str | None = None) -> tuple[EncoderSpec, 
             checkpoint = sort_networks(read_tensors(file))
         if checkpoint.is_full:
             return networks_from_torch(checkpoint, arch)[:2]
-    spec, params, batch_stats = read_encoder(path, arch)
+    spec, params, batch_stats = read_encoder(path, arch, told=True)  # the recipe says
     if (path / _FOLDER).is_dir():
         return spec, read_tree(path / _FOLDER)
     stats = {"encoder": batch_stats} if batch_stats else {}

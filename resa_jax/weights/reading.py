@@ -1,5 +1,7 @@
 """An encoder from anything that holds one: a run, a checkpoint, an export, PyTorch's files."""
 
+import logging
+
 from resa_jax.checkpoint import read_config, read_subtree
 from resa_jax.config import from_json
 from resa_jax.errors import UserError
@@ -13,8 +15,11 @@ from resa_jax.weights.translate import encoder_from_torch
 from resa_jax.workdir import checkpoint_paths
 
 
+_LOG = logging.getLogger("resa_jax")
+
+
 def read_encoder(
-    path: AnyPath, arch: str | None = None, network: str = "ema"
+    path: AnyPath, arch: str | None = None, network: str = "ema", *, told: bool = False
 ) -> tuple[EncoderSpec, dict, dict]:
     """Description, parameters and batch statistics of an encoder.
 
@@ -24,18 +29,30 @@ def read_encoder(
         or a folder of timm's or Hugging Face's with such a file and a config.json.
       arch: its name, where the shapes of PyTorch's tensors leave it open.
       network: "ema" or "online", where both are there; "ema" takes what there is.
+      told: the caller knows how images are normalised; else it is said when a file does not.
 
     Raises:
       UserError: for a path that holds no encoder, or not exactly one.
     """
     if path.is_file():
         with local_input(path) as file:
-            return encoder_from_torch(sort_networks(read_tensors(file)), arch, network).encoder
+            tensors = read_tensors(file)
+            encoder = encoder_from_torch(sort_networks(tensors), arch, network).encoder
+        if tensors.spec is None and not told:
+            _LOG.warning(
+                "Warning: %s does not say how images were normalised. Assumed are mean %s and std "
+                "%s; --mean and --std say otherwise.",
+                path,
+                ",".join(map(str, encoder[0].mean)),
+                ",".join(map(str, encoder[0].std)),
+            )
+        return encoder
     if is_export(path):
         return read_export(path, network)
     if (weights := released_weights(path)) is not None:
         release = read_release(path)
-        spec, params, batch_stats = read_encoder(weights, arch or release.arch, network)
+        told = told or None not in (release.mean, release.std)
+        spec, params, batch_stats = read_encoder(weights, arch or release.arch, network, told=told)
         return release.described(spec), params, batch_stats
     path = find_checkpoint(path)
     children = read_children(path, network, ("encoder",))
