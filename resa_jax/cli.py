@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from absl import app, flags, logging as absl_logging
 
@@ -20,28 +19,6 @@ _COMPILE_CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs for later commands, or none; default "
     "JAX_COMPILATION_CACHE_DIR or ~/.cache/resa_jax.",
 )
-
-
-def define_statistics() -> Callable[[], dict[str, Any]]:
-    """The flags --mean and --std of an encoder's images; returns what reads them."""
-    for name, default in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
-        flags.DEFINE_list(
-            name,
-            None,
-            f"Of the images' channels, as {default}; else the encoder's own, or what is assumed of "
-            "PyTorch weights that do not say.",
-        )
-
-    def read():
-        given = {name: flags.FLAGS[name].value for name in ("mean", "std")}
-        try:
-            return {n: tuple(map(float, texts)) for n, texts in given.items() if texts is not None}
-        except ValueError:
-            raise UserError(
-                "--mean and --std need numbers with commas between, as 0.5,0.5,0.5."
-            ) from None
-
-    return read
 
 
 def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
@@ -110,7 +87,6 @@ def _help(command, overrides):
 
 def _flag_lines(command):
     own = flags.FLAGS.get_key_flags_for_module(command)
-    shared = [n for n in ("mean", "std", "compile_cache") if n in flags.FLAGS]
-    for flag in (*own, *(flags.FLAGS[name] for name in shared)):
+    for flag in (*own, flags.FLAGS["compile_cache"]):
         default = "" if flag.default is None else f" (default {flag.default})"
         yield f"  --{flag.name}  {flag.help}{default}"

@@ -18,9 +18,10 @@ import os
 
 from absl import flags
 
-from resa_jax.cli import define_statistics, run
+from resa_jax.cli import run
 from resa_jax.data.check import KINDS, check_source
 from resa_jax.errors import UserError
+from resa_jax.image_flags import define_statistics
 from resa_jax.paths import AnyPath, as_path, local_output
 from resa_jax.processes import cluster
 

@@ -18,10 +18,11 @@ from typing import Any
 
 from absl import flags
 
-from resa_jax.cli import define_statistics, run
+from resa_jax.cli import run
 from resa_jax.data.check import KINDS, check_source
 from resa_jax.errors import UserError
 from resa_jax.evaluation.protocols import ON_FEATURES, create_protocol
+from resa_jax.image_flags import define_statistics
 from resa_jax.paths import AnyPath, as_path, write_whole
 from resa_jax.processes import cluster
 

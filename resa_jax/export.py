@@ -11,8 +11,9 @@ The file runs wherever JAX does, without this package:
 
 from absl import flags
 
-from resa_jax.cli import define_statistics, run
+from resa_jax.cli import run
 from resa_jax.errors import UserError
+from resa_jax.image_flags import define_statistics
 from resa_jax.paths import as_path
 
 

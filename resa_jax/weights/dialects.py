@@ -7,6 +7,7 @@ MAE, MoCo, SwAV, Barlow Twins, VICReg, SimSiam and BYOL (also solo-learn and mmp
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,15 @@ _TORCHVISION = [
     (r"\.mlp\.(?:linear_2|3)\.", ".mlp.fc2."),
     (r"^encoder\.ln\.", "norm."),
 ]
+_HUGGING_FACE_RESNET = [
+    (r"^embedder\.embedder\.convolution\.", "conv1."),
+    (r"^embedder\.embedder\.normalization\.", "bn1."),
+    (r"^encoder\.stages\.(\d)\.layers\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
+    (r"\.layer\.(\d)\.convolution\.", lambda m: f".conv{int(m[1]) + 1}."),
+    (r"\.layer\.(\d)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+]
 _TIMM = [
     (r"^reg_token$|^storage_tokens$", "register_tokens"),
     (r"\.gamma_(\d)$", r".ls\1.gamma"),
@@ -76,7 +86,7 @@ def unwrap(name: str) -> tuple[str, str]:
     network = ""
     while True:
         head, dot, rest = name.partition(".")
-        own = head == "encoder" and re.match(r"(layers?|pos_embedding|ln)\b", rest)
+        own = head == "encoder" and re.match(r"(layers?|pos_embedding|ln|stages)\b", rest)
         if not dot or own or (re.match(r"layers?\.\d", rest) and head == "model"):
             return network, name
         if head in _EMA:
@@ -100,8 +110,10 @@ def translate(tensors: Mapping[str, np.ndarray]) -> tuple[Tensors, list[str]]:
     """
     left_out = [name for name in tensors if _BESIDE.match(name.removeprefix("embeddings."))]
     named = {name: value for name, value in tensors.items() if name not in left_out}
-    rules = _TIMM
-    if any(name.startswith("embeddings.") for name in named):
+    rules: list[tuple[str, Any]] = _TIMM
+    if any(name.startswith("embedder.") for name in named):
+        rules = _HUGGING_FACE_RESNET
+    elif any(name.startswith("embeddings.") for name in named):
         rules = _HUGGING_FACE
     elif "class_token" in named:
         rules = _TORCHVISION

@@ -22,6 +22,7 @@ _TIMM = re.compile(
 )
 _HUGGING_FACE = {
     *("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit_msn"),
+    "resnet",
 }
 
 
@@ -85,7 +86,9 @@ def read_release(folder: AnyPath) -> Release:
                 "weights would be read as another one's."
             )
         mean, std = _statistics(config.get("pretrained_cfg"), "mean", "std")
-        return Release(path, mean=mean, std=std)
+        sizes = config.get("model_args")
+        sizes = sizes if isinstance(sizes, dict) else {}
+        return Release(path, sizes.get("num_heads"), sizes.get("embed_dim"), mean, std)
     if not isinstance(kind, str) or kind not in _HUGGING_FACE:
         raise UserError(
             f"{path} says that its model_type is {kind!r}; known here are "
@@ -93,6 +96,9 @@ def read_release(folder: AnyPath) -> Release:
         )
     preprocessor = folder / "preprocessor_config.json"
     said = read_json(preprocessor) if preprocessor.is_file() else None
+    other = config.get("downsample_in_bottleneck") or config.get("hidden_act", "relu") != "relu"
+    if kind == "resnet" and other:
+        raise UserError(f"{path} describes a ResNet with other strides or activations than here.")
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     return Release(path, heads, width, *_statistics(said, "image_mean", "image_std"))
 

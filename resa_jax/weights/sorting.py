@@ -84,7 +84,9 @@ def sort_networks(file: TensorFile) -> Checkpoint:
 
 def _are_ours(names) -> bool:
     """Whether "encoder." is a network's name, and not that of a ViT's blocks."""
-    return not any(re.match(r"encoder\.(layers?|pos_embedding|ln)\b", name) for name in names)
+    return not any(
+        re.match(r"encoder\.(layers?|pos_embedding|ln|stages)\b", name) for name in names
+    )
 
 
 def _by_network(file: TensorFile, places) -> dict[str, dict[str, np.ndarray]]:
