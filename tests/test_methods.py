@@ -3,6 +3,10 @@
 import itertools
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,11 +258,38 @@ def test_three_steps_against_numpy(name, drawn):
         assert not np.array_equal(drawn[0][0], drawn[1][0])
 
 
+def steps_views():
+    return np.random.default_rng(1).normal(size=(2, STEPS, BATCH, 2, 2, PIXELS))
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    """A folder with the end of all methods' steps, taken by two processes of one device each."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    worker = Path(__file__).with_name("methods_worker.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(worker), str(port), str(number), str(folder)],
+            env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(worker.parents[1])},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_one_and_eight_devices(name):
-    views = np.random.default_rng(1).normal(size=(2, STEPS, BATCH, 2, 2, PIXELS))
-    results = []
+def test_one_and_eight_devices_and_two_processes(name, of_two_processes):
+    views, results = steps_views(), []
     with jax.enable_x64(True):
         for count in (1, 8):
             mesh = create_mesh(jax.devices()[:count])
@@ -272,6 +303,9 @@ def test_one_and_eight_devices(name):
             results.append(jax.tree.map(np.asarray, (state, metrics)))
     for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(eight, one, rtol=1e-9, atol=1e-9)
+    with np.load(of_two_processes / f"{name}.npz") as two:
+        for one, key in zip(jax.tree.leaves(results[0]), two.files, strict=True):
+            np.testing.assert_allclose(two[key], one, rtol=1e-9, atol=1e-9)
 
 
 def test_schedules_against_their_sources():
