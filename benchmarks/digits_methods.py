@@ -1,6 +1,7 @@
 """All thirteen methods on digits with several seeds: does each beat its untrained encoder?
 
 python -m benchmarks.digits_methods --workdir=DIR --output=FILE.json [--methods=resa,simclr]
+    [--epochs=40]
 
 Each method trains `configs/digits.py` with each seed in a folder of its own under --workdir, which
 goes on where it was stopped. The file has 5-NN accuracy in percent (one image in five held out) and
@@ -24,6 +25,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", required=True)
 _METHODS = flags.DEFINE_list("methods", ["resa", *BASELINES, "mec"], "Methods.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_EPOCHS = flags.DEFINE_integer("epochs", 110, "Of each run.", lower_bound=1)
 _SCORES = {"knn": "eval/knn_top1", "ari": "eval/encoding_ari"}
 
 
@@ -39,6 +41,7 @@ def main(arguments: list[str]) -> None:
                 "benchmark": "digits_methods",
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("jax", "flax", "resa_jax")},
+                "epochs": _EPOCHS.value,
                 "seeds": list(map(int, _SEEDS.value)),
                 "methods": {name: _summary(rows) for name, rows in found.items() if rows},
             }
@@ -49,7 +52,7 @@ def _train(method: str, seed: int) -> dict[str, float]:
     from resa_jax.training.loop import train
 
     workdir = Path(_WORKDIR.value) / f"{method}-{seed}"
-    train(get_config(f"digits:{method}", seed=seed), workdir)
+    train(get_config(f"digits:{method}", seed=seed, epochs=_EPOCHS.value), workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     scores = [record for record in map(json.loads, lines) if _SCORES["ari"] in record]
     first, last = scores[0], scores[-1]

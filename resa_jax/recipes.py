@@ -140,6 +140,8 @@ def apply_smoke(config: ConfigDict, **encoder) -> ConfigDict:
     Args:
       encoder: its sizes, if not a stem of 8 channels.
     """
+    if config.final_lr is not None:
+        config.final_lr *= 8 / config.batch_size
     config.steps = 3
     config.batch_size = 8
     config.warmup_epochs = 0

@@ -85,6 +85,8 @@ class Optimizer:
     name: Literal["sgd", "adamw", "adam", "lars"] = field(
         "sgd", "SGD with momentum 0.9, AdamW, Adam (decay in the gradient), or solo-learn's LARS"
     )
+    lars_trust: float = field(0.02, positive(1), "LARS: a step's length over the parameter's")
+    lars_clip: bool = field(True, "LARS: never a longer step than without it")
     encoder_start: int = field(
         0,
         not_negative(),

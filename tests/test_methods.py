@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 from test_simclr import Linear
 
-from resa_jax.baselines import BASELINES
+from resa_jax.baselines import BASELINES, IMAGENET_BASELINES, VIT_BASELINES
 from resa_jax.config import load_config
 from resa_jax.errors import UserError
 from resa_jax.methods import cw_rgp, wmse
@@ -425,13 +425,16 @@ def test_a_head_against_numpy(options):
 
 
 RECIPES = ("digits", "cifar100_resnet18", "imagenet100_resnet18")
+IMAGENET = [("imagenet_resnet50", name) for name in IMAGENET_BASELINES]
+IMAGENET += [("imagenet_vits", name) for name in VIT_BASELINES]
 
 
-@pytest.mark.parametrize("name", (*BASELINES, "mec"))
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "name"), [*itertools.product(RECIPES, (*BASELINES, "mec")), *IMAGENET]
+)
 def test_a_recipes_sizes_fit_the_method(recipe, name):
     """Its loss takes a batch of the recipe: slices divide it, groups divide the channels."""
-    if name == "mec" and recipe != "digits":
+    if name == "mec" and recipe in RECIPES[1:]:
         pytest.skip("Table 1 has no MEC")
     config = load_config(f"{recipe}:{name}")
     method, batch = create_method(config.method), config.batch_size
@@ -445,6 +448,29 @@ def test_a_recipes_sizes_fit_the_method(recipe, name):
         return method(outputs, target, method.buffers(batch, width), moment)[0]
 
     assert jax.eval_shape(loss, rows).shape == ()
+
+
+@pytest.mark.parametrize(("recipe", "name"), IMAGENET)
+def test_recipes_for_imagenet(recipe, name):
+    config = load_config(f"{recipe}:{name}")
+    assert config.method.name == name and config.data.source == "tfds:imagenet2012"
+    assert [view.size for view in config.views] == [224, 224]
+    assert load_config(f"{recipe}:{name},smoke").steps == load_config(f"{recipe}:smoke").steps
+
+
+def test_numbers_of_the_recipes_for_imagenet():
+    # baselines.md, by hand: rate at the recipe's batch, and what it ends at.
+    rates = {"swav": (4.8, 0.0048), "simsiam": (0.05, 0), "mocov3": (9.6, 0), "mec": (2.0, 0)}
+    rates |= {"barlow_twins": (1.6, 0.0016), "intl": (0.3, 3e-4), "byol": (7.2, 0)}
+    for name, expected in rates.items():
+        config = load_config(f"imagenet_resnet50:{name}")
+        found = config.base_lr * config.batch_size / 256, config.final_lr
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert load_config("imagenet_resnet50:mocov3,epochs=800").base_lr == 0.3
+    small = load_config("imagenet_resnet50:swav,bs1024")
+    np.testing.assert_allclose((small.batch_size, small.final_lr), (1024, 0.0012))
+    dino = load_config("imagenet_vits:dino")
+    assert (dino.base_lr, dino.method.num_prototypes, dino.ema_momentum) == (5e-4, 65_536, 0.996)
 
 
 def test_recipes():

@@ -21,6 +21,8 @@ def create_optimizer(
     encoder_start: int = 0,
     layer_decay: float = 1.0,
     decay_vectors: bool = True,
+    lars_trust: float = 0.02,
+    lars_clip: bool = True,
 ) -> optax.GradientTransformation:
     """The optimiser of a recipe.
 
@@ -39,6 +41,7 @@ def create_optimizer(
       layer_decay: the learning rate of a block of the encoder over that of the block behind it, as
         Clark et al. (2020), ELECTRA, and Bao et al. (2021), BEiT, have it: of `factors`.
       decay_vectors: whether parameters of one axis, biases and normalisations, decay too.
+      lars_trust, lars_clip: trust coefficient and clipping of `lars`.
     """
 
     def group(child):
@@ -48,7 +51,8 @@ def create_optimizer(
         return child if starts.get(child) else "trained"
 
     def rule(rate):
-        return _rule(name, rate, weight_decay, None if decay_vectors else _are_matrices)
+        ratio = {"trust_coefficient": lars_trust, "clip": lars_clip}
+        return _rule(name, rate, weight_decay, None if decay_vectors else _are_matrices, ratio)
 
     rules = {
         "trained": rule(learning_rate),
@@ -57,6 +61,15 @@ def create_optimizer(
         "encoder": _from_step(encoder_start, rule, learning_rate),
         "frozen": optax.set_to_zero(),
     }
+    optimizer = _partition(rules, frozen, group)
+    if layer_decay == 1:
+        return optimizer
+    scale = factors(frozen["encoder"], layer_decay)
+    return optax.chain(optimizer, optax.stateless(lambda updates, _: _scaled(updates, scale)))
+
+
+def _partition(rules, frozen, group):
+    """Each child of the parameters by its group's rule, frozen parameters by none."""
     labels = {
         child: jax.tree.map(lambda keep, child=child: "frozen" if keep else group(child), tree)
         for child, tree in frozen.items()
@@ -64,11 +77,7 @@ def create_optimizer(
     # "trained" and "frozen" have their place in every checkpoint.
     used = {"trained", "frozen"} | set(jax.tree.leaves(labels))
     chosen = {name: rule for name, rule in rules.items() if name in used}
-    optimizer = optax.partition(chosen, labels)
-    if layer_decay == 1:
-        return optimizer
-    scale = factors(frozen["encoder"], layer_decay)
-    return optax.chain(optimizer, optax.stateless(lambda updates, _: _scaled(updates, scale)))
+    return optax.partition(chosen, labels)
 
 
 def _from_step(start, rule, learning_rate):
@@ -104,12 +113,12 @@ def _are_matrices(params):
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def _rule(name, learning_rate, weight_decay, decayed):
+def _rule(name, learning_rate, weight_decay, decayed, ratio):
     decay = optax.add_decayed_weights(weight_decay, decayed)
     if name == "sgd":
         return optax.chain(decay, optax.sgd(learning_rate, momentum=0.9))
     if name == "lars":
-        return lars(learning_rate, weight_decay)
+        return lars(learning_rate, weight_decay, **ratio)
     if name == "adam":
         return optax.chain(decay, optax.adam(learning_rate))
     return optax.adamw(learning_rate, weight_decay=weight_decay, mask=decayed)

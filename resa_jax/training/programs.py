@@ -77,6 +77,8 @@ def create_step(
         encoder_start=round(config.optimizer.encoder_start * steps_per_epoch),
         layer_decay=config.optimizer.layer_decay,
         decay_vectors=config.optimizer.decay_vectors,
+        lars_trust=config.optimizer.lars_trust,
+        lars_clip=config.optimizer.lars_clip,
     )
 
     def init():
