@@ -1,21 +1,29 @@
-"""The bfloat16 train step: images per second, peak memory and MFU, on the device at hand.
+"""The train step beside PyTorch's: images per second, peak memory and MFU, on the device at hand.
 
 python -m benchmarks.train_step --output=FILE.json [--models=vit_s16,resnet50,resnet18_cifar]
-[--smoke]
+    [--peer=none|eager|compiled] [--batch_size=N] [--precision=bfloat16|float32] [--smoke]
 
 One step is two views through both networks, the assignment, the loss and the update, on random
-images that are on the device already. An image counts once, whatever its number of views.
+images that are on the device already. An image counts once, whatever its number of views. With a
+peer (`benchmarks.torch_peer`) the two take turns, five of each, in this process; medians.
 """
 
 import json
+import os
+import platform
+import statistics
 import time
 from pathlib import Path
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from resa_jax.cli import run
 from resa_jax.config import load_config
+from resa_jax.models.resnet import RESNETS, Bottleneck
+from resa_jax.models.spec import EncoderSpec
+from resa_jax.models.vit import VITS
 from resa_jax.sharding import batch_sharding, create_mesh
 from resa_jax.training.flops import peak_flops
 from resa_jax.training.programs import compile_programs
@@ -23,7 +31,10 @@ from resa_jax.training.programs import compile_programs
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.", required=True)
 _MODELS = flags.DEFINE_list("models", ["vit_s16", "resnet50", "resnet18_cifar"], "Encoders.")
-_STEPS = flags.DEFINE_integer("steps", 30, "Steps timed, after three that are not.")
+_STEPS = flags.DEFINE_integer("steps", 6, "Steps of each of five turns.", lower_bound=1)
+_PEER = flags.DEFINE_enum("peer", "none", ["none", "eager", "compiled"], "PyTorch beside it.")
+_BATCH = flags.DEFINE_integer("batch_size", None, "In the place of each model's own.")
+_PRECISION = flags.DEFINE_enum("precision", "bfloat16", ["bfloat16", "float32"], "Of both.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "Tiny networks and batches, to try the command.")
 
 _RECIPES = {
@@ -35,14 +46,21 @@ _RECIPES = {
 
 def main(arguments: list[str]) -> None:
     """Measures each model, prints a line for it, and writes all to the output file."""
+    del arguments
     device = jax.devices()[0]
     results = {
         "device": device.device_kind,
         "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
         "jax": jax.__version__,
         "smoke": _SMOKE.value,
         "models": {},
     }
+    if _PEER.value != "none":
+        import torch
+
+        results["torch"] = torch.__version__
     for name in _MODELS.value:
         results["models"][name] = figures = measure(name)
         print(name, ", ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
@@ -52,9 +70,9 @@ def main(arguments: list[str]) -> None:
 def measure(name: str) -> dict[str, float | None]:
     """The figures of one encoder's train step."""
     path, batch_size = _RECIPES[name]
-    overrides = [f"batch_size={batch_size}", "precision=bfloat16"]
+    overrides = [f"batch_size={_BATCH.value or batch_size}", f"precision={_PRECISION.value}"]
     if _SMOKE.value:
-        path, overrides = f"{path}:smoke", ["precision=bfloat16"]
+        path, overrides = f"{path}:smoke", overrides[1:]
     config = load_config(path, overrides)
     mesh = create_mesh()
     size = config.encoder.image_size
@@ -65,29 +83,82 @@ def measure(name: str) -> dict[str, float | None]:
         state = programs.init()
         images = jax.random.normal(jax.random.key(0), (2, config.batch_size, size, size, 3))
         views = tuple(jax.device_put(view, batch_sharding(mesh)) for view in images)
-        for _ in range(3):
-            state, metrics = programs.train_step(state, views)
-        jax.block_until_ready(state)
-        start = time.perf_counter()
-        for _ in range(_STEPS.value):
-            state, metrics = programs.train_step(state, views)
-        loss = float(metrics["loss"])
-        jax.block_until_ready(state)
-        seconds = (time.perf_counter() - start) / _STEPS.value
+        loss = float("nan")
+
+        def ours(steps: int) -> float:
+            nonlocal state, loss
+            start = time.perf_counter()
+            for _ in range(steps):
+                state, metrics = programs.train_step(state, views)
+            loss = float(metrics["loss"])
+            jax.block_until_ready(state)
+            return (time.perf_counter() - start) / steps
+
+        sides = {"ours": ours}
+        if _PEER.value != "none":
+            sides["peer"] = _peer(config).seconds
+        for side in sides.values():
+            side(3)
+        turns = [{key: side(_STEPS.value) for key, side in sides.items()} for _ in range(5)]
+    seconds = {key: statistics.median(turn[key] for turn in turns) for key in sides}
     flops = programs.flops
-    rate = config.batch_size / seconds / jax.device_count()
+    rate = config.batch_size / seconds["ours"] / jax.device_count()
     peak = peak_flops(jax.devices()[0])
     memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "batch_size": config.batch_size,
-        "milliseconds_per_step": round(seconds * 1e3, 3),
+        "precision": config.precision,
+        "milliseconds_per_step": round(seconds["ours"] * 1e3, 3),
         "images_per_second_per_device": round(rate, 1),
         "peak_memory_gib": None if memory is None else round(memory / 2**30, 2),
         "gflop_per_image": round(flops / 1e9, 2),
         "tflop_per_second_per_device": round(rate * flops / 1e12, 3),
         "mfu_percent": None if peak is None else round(100 * rate * flops / peak, 2),
         "last_loss": round(loss, 4),
+    } | _against_peer(seconds)
+
+
+def _against_peer(seconds: dict[str, float]) -> dict[str, float | str | None]:
+    if "peer" not in seconds:
+        return {}
+    import torch
+
+    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return {
+        "peer": _PEER.value,
+        "peer_milliseconds_per_step": round(seconds["peer"] * 1e3, 3),
+        "peer_memory_gib": None if memory is None else round(memory, 2),
+        "times_as_fast": round(seconds["peer"] / seconds["ours"], 3),
     }
+
+
+def _peer(config: ConfigDict):
+    """PyTorch's step of the same sizes."""
+    from benchmarks import torch_peer
+
+    spec = EncoderSpec.from_config(config)
+    if spec.name in VITS:
+        vit = spec.create()
+        patch = vit.patch_size
+        encoder = torch_peer.ViT(
+            spec.image_size, patch, vit.num_features, vit.depth, vit.num_features // vit.head
+        )
+    else:
+        base, _, stem = spec.name.partition("_")
+        block, stages = RESNETS[base]
+        width = spec.width or 64
+        encoder = torch_peer.ResNet(stages, block is Bottleneck, stem or "imagenet", width)
+    return torch_peer.Step(
+        encoder,
+        config.method.hidden_size,
+        config.method.output_size,
+        size=spec.image_size,
+        batch=config.batch_size,
+        predictor=config.method.predictor,
+        adam=config.optimizer.name == "adamw",
+        bfloat16=config.precision == "bfloat16",
+        compiled=_PEER.value == "compiled",
+    )
 
 
 if __name__ == "__main__":
