@@ -91,13 +91,15 @@ def rows(workdir: Path) -> list[dict]:
     ]
 
 
-def checksums_of(workdir: Path) -> dict[str, int]:
-    """Of the last state of a run, and of its export."""
+def checksums_of(workdir: Path, *, state: bool = True) -> dict[str, int]:
+    """Of a run's export and, with `state`, of its last checkpoint."""
     from resa_jax.checkpoint import read_subtree
     from resa_jax.integrity import checksums
     from resa_jax.weights.export import read_tree
     from resa_jax.workdir import checkpoint_paths
 
+    tree = {"encoder": read_tree(workdir / "encoder" / "weights")}
+    if not state:
+        return checksums(tree)
     parts = ("step", "params", "batch_stats", "ema_params", "ema_batch_stats", "opt_state")
-    state = read_subtree(checkpoint_paths(workdir)[-1], *parts)
-    return checksums({"state": state, "encoder": read_tree(workdir / "encoder" / "weights")})
+    return checksums(tree | {"state": read_subtree(checkpoint_paths(workdir)[-1], *parts)})
