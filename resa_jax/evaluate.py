@@ -36,6 +36,9 @@ _PROTOCOL = flags.DEFINE_list("protocol", None, "Protocols, with commas between.
 _SOURCE = flags.DEFINE_string("source", None, f"Images: {KINDS}.")
 _TEST_SOURCE = flags.DEFINE_string("test_source", None, "Images to test on.")
 _CLASSES = flags.DEFINE_string("classes", None, "File that lists the only classes to look at.")
+_LONG_TAIL = flags.DEFINE_float(
+    "long_tail", None, "Keep of --source a long tail: the largest class over the smallest, as 20."
+)
 _SPLIT = flags.DEFINE_string("split", "train", "Split of a tfds: or hf: source.")
 _TEST_SPLIT = flags.DEFINE_string("test_split", "test", "Split of a tfds: or hf: test source.")
 _FEATURES = flags.DEFINE_string("features", None, "npz with encodings and labels, no encoder.")
@@ -122,6 +125,7 @@ def _request(command):
         test_source=_test_source(),
         test_split=_TEST_SPLIT.value,
         classes=_CLASSES.value,
+        long_tail=_LONG_TAIL.value,
         seed=_SEED.value,
         all_checkpoints=_ALL.value,
         cache=_path(_CACHE.value),
@@ -150,7 +154,10 @@ def _check_images():
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
     if _SOURCE.value is None:
         raise UserError(f"--encoder needs --source=SOURCE: {KINDS}.")
-    check_source(_SOURCE.value, None, classes=_CLASSES.value, split=_SPLIT.value)
+    if _LONG_TAIL.value is not None and not 1 <= _LONG_TAIL.value <= 1e9:
+        raise UserError(f"--long_tail={_LONG_TAIL.value:g} must be 1 or more, at most 1e+09.")
+    options = {"classes": _CLASSES.value, "long_tail": _LONG_TAIL.value}
+    check_source(_SOURCE.value, None, split=_SPLIT.value, **options)
     if _test_source() is not None:
         check_source(_test_source(), None, classes=_CLASSES.value, split=_TEST_SPLIT.value)
 

@@ -89,6 +89,17 @@ def test_result_and_record(digits, workdir):
     assert f"{expected['k20']['top5']:.2f}" in text.splitlines()[-1]
 
 
+def test_a_long_tail_to_train_on(digits, workdir):
+    """The largest class over the smallest; what is classified stays whole."""
+    request = make_request(digits, workdir, long_tail=4.0)
+    ((result, path),) = evaluate_encoders([create_protocol("knn-weighted")], request)
+    with np.load(digits / "train.npz") as arrays:
+        counts = np.bincount(arrays["labels"])
+    sizes = [int(counts.min() * 0.25 ** (place / 9)) for place in range(10)]
+    assert (result["num_train"], result["num_test"]) == (sum(sizes), 50)
+    assert result["long_tail"] == 4.0 and path.name == "knn-weighted-long_tail4.json"
+
+
 def test_all_checkpoints_are_clustered(digits, workdir):
     request = make_request(digits, workdir, all_checkpoints=True)
     results = list(evaluate_encoders([create_protocol("clustering")], request))

@@ -43,6 +43,7 @@ class Request:
     test_source: str | None = None
     test_split: str = "test"
     classes: str | None = None
+    long_tail: float | None = None
     seed: int = 0
     all_checkpoints: bool = False
     cache: AnyPath | None = None
@@ -141,6 +142,7 @@ def score_encoder(
             "source": _source_title(request.source, request.split),
             "test_source": _test_title(protocol, request),
             "classes": request.classes,
+            "long_tail": request.long_tail,
             "preprocessing": dataclasses.asdict(preprocessing),
         }
         parts: tuple[Any, Any]
@@ -167,7 +169,13 @@ def open_labelled_sources(
       UserError: one of them has no labels.
     """
     options: dict[str, Any] = {"classes": request.classes, "on_bad_image": request.on_bad_image}
-    source = open_source(request.source, spec.decoding, split=request.split, **options)
+    source = open_source(
+        request.source,
+        spec.decoding,
+        split=request.split,
+        long_tail=request.long_tail,
+        **options,
+    )
     test_source = None
     if request.test_source is not None and any(protocol.needs_test for protocol in protocols):
         test_source = open_source(
@@ -263,6 +271,8 @@ def _default_path(
         name += f"-step{path.name}"
     if request.network != "ema":
         name += f"-{request.network}"
+    if request.long_tail is not None:
+        name += f"-long_tail{request.long_tail:g}"
     if _config(workdir).data.source != request.source:
         name += "-" + re.sub(r"\W+", "-", request.source).strip("-")[-60:]
     return workdir / "evaluation" / f"{name}.json"
