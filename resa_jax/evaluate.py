@@ -156,7 +156,7 @@ def _check_images():
         raise UserError(f"--encoder needs --source=SOURCE: {KINDS}.")
     if _LONG_TAIL.value is not None and not 1 <= _LONG_TAIL.value <= 1e9:
         raise UserError(f"--long_tail={_LONG_TAIL.value:g} must be 1 or more, at most 1e+09.")
-    options = {"classes": _CLASSES.value, "long_tail": _LONG_TAIL.value}
+    options: dict[str, Any] = {"classes": _CLASSES.value, "long_tail": _LONG_TAIL.value}
     check_source(_SOURCE.value, None, split=_SPLIT.value, **options)
     if _test_source() is not None:
         check_source(_test_source(), None, classes=_CLASSES.value, split=_TEST_SPLIT.value)
