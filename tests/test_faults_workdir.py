@@ -87,6 +87,21 @@ def test_lost_records_are_spoken_of(tmp_path, config, content, caplog):
     assert "has no record" in caplog.text
 
 
+def test_records_that_end_too_early_are_spoken_of(tmp_path, config, caplog):
+    path = tmp_path / "metrics.jsonl"
+    every = config.log_every
+    path.write_bytes(b"".join(line(n * every) for n in range(1, 5)))
+    resume(tmp_path, config, 4 * every + every - 1)
+    assert not caplog.text  # the next record was not due yet
+    resume(tmp_path, config, 6 * every)
+    assert f"ends at step {4 * every}; its records up to step {6 * every} are lost" in caplog.text
+    caplog.clear()
+    last_metrics(tmp_path, 4 * every)
+    assert not caplog.text
+    last_metrics(tmp_path, 5 * every)
+    assert f"up to step {5 * every} are lost" in caplog.text
+
+
 def test_a_thousand_damaged_records(tmp_path):
     """Whatever a file holds, reading it gives records or line numbers."""
     generator = random.Random(0)

@@ -71,7 +71,7 @@ def train(
 
         if is_finished(workdir, total_steps):
             _LOG.info("%s holds a finished run of %d steps; nothing is left.", workdir, total_steps)
-            return last_metrics(workdir)
+            return last_metrics(workdir, total_steps)
 
         refuse_newer_format(workdir / "checkpoints")
         with clock("compile"):

@@ -1,5 +1,6 @@
 """What a run tells: `metrics.jsonl`, TensorBoard, and one line or one bar on the terminal."""
 
+import itertools
 import json
 import logging
 import math
@@ -68,7 +69,7 @@ class MetricsWriter:
             self._mirror = Mirror(workdir)
             self._mirror.fetch(METRICS)
             path = self._mirror.folder / METRICS
-            _truncate(path, first_step)
+            _truncate(path, first_step, config.log_every)
             self._file = path.open("a", encoding="utf-8")
             self._tensorboard = SummaryWriter(
                 str(self._mirror.folder / "tensorboard"), purge_step=first_step + 1
@@ -214,7 +215,7 @@ class MetricsWriter:
         self.say(f"step {step}/{self._total_steps}, {text}, ETA {remaining}")
 
 
-def _truncate(path, step):
+def _truncate(path, step, log_every):
     """Keeps the records up to `step`; of a run that starts over none, step 0's neither."""
     if step > 0 and not path.exists():
         _LOG.warning("Warning: %s is missing, with the records up to step %d.", path, step)
@@ -232,9 +233,20 @@ def _truncate(path, step):
         )
     if step > 0 and not kept:
         _LOG.warning("Warning: %s has no record up to step %d.", path, step)
+    elif step > 0:
+        steps = [records[line]["step"] for line in kept]
+        usual = max([log_every, *(b - a for a, b in itertools.pairwise([0, *steps]))])
+        if step - steps[-1] > usual:
+            _say_lost(path, steps[-1], step)
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(b"".join(line + b"\n" for line in kept))
     temporary.replace(path)
+
+
+def _say_lost(path, last, step):
+    _LOG.warning(
+        "Warning: %s ends at step %d; its records up to step %d are lost.", path, last, step
+    )
 
 
 def _faults_in_words(path, faults):
@@ -247,8 +259,8 @@ def _last_checkpoint(workdir):
     return f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
 
 
-def last_metrics(workdir: AnyPath) -> dict[str, int | float]:
-    """The last value of every metric that the run has recorded."""
+def last_metrics(workdir: AnyPath, step: int = 0) -> dict[str, int | float]:
+    """The last value of every metric that the run has recorded, up to `step` at least."""
     multihost_utils.sync_global_devices("metrics.jsonl")  # process 0 may be writing still
     metrics: dict[str, int | float] = {}
     path = workdir / METRICS
@@ -259,6 +271,8 @@ def last_metrics(workdir: AnyPath) -> dict[str, int | float]:
         )
     for record in records.values():
         metrics |= record
+    if records and metrics["step"] < step:
+        _say_lost(path, metrics["step"], step)
     return metrics
 
 
