@@ -36,6 +36,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     if options.method == "cw_rgp":  # groups of twice as many channels as a slice has images
         sizes = {"output_size": 128, "slice_size": 32, "groups": 2}
     config.method.update({name: n for name, n in sizes.items() if name in config.method})
+    if options.method == "barlow_twins":  # embeddings of 64 numbers, not of 2,048
+        config.method.off_diagonal_weight = 0.1
     if options.method == "dino":  # an encoder as narrow gives nearly one embedding for all images
         config.method.update({"batch_norm": True, "teacher_temperature": 0.04})
     config.views = [

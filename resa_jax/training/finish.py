@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from resa_jax.data.decoding import Decoding
 from resa_jax.errors import UserError
 from resa_jax.evaluation.clustering import compare_features, format_table
 from resa_jax.evaluation.online import OnlineEvaluation
@@ -71,7 +72,8 @@ def finish(
         path = workdir / "evaluation" / "baselines.json"
         write_whole(path, json.dumps(table, indent=2) + "\n")
         print(f"\n{format_table(table)}")
-    print(f"\n{_usage(workdir, config.data.source, config.encoder.image_size)}")
+    how = Decoding.of(config.data)
+    print(f"\n{_usage(workdir, config.data.source, config.encoder.image_size, how)}")
 
 
 def _compare(programs, evaluation, state):
@@ -87,8 +89,8 @@ def _compare(programs, evaluation, state):
     return compare_features(rows, labels)
 
 
-def _usage(workdir, source, size):
-    encoder = workdir / "encoder"
+def _usage(workdir, source, size, how):
+    encoder, shape = workdir / "encoder", (1, size, size, how.channels)
     return f"""The encoder is in {encoder}.
 Use it from the command line:
   python -m resa_jax.evaluate --encoder={encoder} --protocol=knn-weighted --source={source}
@@ -96,6 +98,6 @@ Use it from the command line:
 or from Python:
   import numpy as np, resa_jax
   encoder = resa_jax.load_encoder("{encoder}")
-  images = np.zeros((1, {size}, {size}, 3), np.uint8)  # yours, [n, height, width, 3]
+  images = np.zeros({shape}, np.{how.dtype})  # yours, [n, height, width, {how.channels}]
   encodings = encoder(images)  # [n, features]
 """
