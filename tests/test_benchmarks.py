@@ -45,3 +45,33 @@ def test_train_step_benchmark(tmp_path):
     models = json.loads(output.read_text())["models"]
     assert set(models) == {"vit_s16", "resnet50", "resnet18_cifar"}
     assert all(figures["images_per_second_per_device"] > 0 for figures in models.values())
+
+
+@pytest.mark.torch
+def test_train_step_beside_pytorch(tmp_path):
+    pytest.importorskip("torch")
+    output = tmp_path / "result.json"
+    command = ["-m", "benchmarks.train_step", f"--output={output}", "--smoke", "--steps=1"]
+    command += ["--peer=eager", "--precision=float32", "--models=vit_s16,resnet18_cifar"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    for figures in json.loads(output.read_text())["models"].values():
+        assert figures["peer"] == "eager" and figures["times_as_fast"] > 0
+
+
+def test_the_campaign_of_faults_counts(tmp_path):
+    """Its quick part; the whole is `python -m benchmarks.faults`."""
+    output = tmp_path / "result.json"
+    command = ["-m", "benchmarks.faults", f"--output={output}", "--parts=files", "--scale=0.1"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    counts = json.loads(output.read_text())["parts"]["files"]
+    assert counts["cases"] == 9 * 4 + 5 * 10 and counts["wrong"] == []
+    assert not any(counts[name] for name in ("lost", "hangs", "tracebacks", "silently_wrong"))
+
+
+@pytest.mark.slow
+def test_collectives_of_a_method(tmp_path):
+    output = tmp_path / "result.json"
+    command = ["-m", "benchmarks.collectives", f"--output={output}", "--methods=vicreg"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    found = json.loads(output.read_text())["methods"]["vicreg"]
+    assert found["all_gather"] == [] and found["all_reduce"].count(400) == 3
