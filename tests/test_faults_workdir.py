@@ -12,7 +12,8 @@ import pytest
 from resa_jax import UserError
 from resa_jax.config import load_config, read_config_file, to_json
 from resa_jax.report.run_record import read_run
-from resa_jax.training.metrics import MetricsWriter, last_metrics
+from resa_jax.training.metrics import MetricsWriter
+from resa_jax.training.records import last_metrics
 from resa_jax.training.wall_time import WallTime
 from resa_jax.workdir import claim_workdir, locked, read_records
 
@@ -100,6 +101,19 @@ def test_records_that_end_too_early_are_spoken_of(tmp_path, config, caplog):
     assert not caplog.text
     last_metrics(tmp_path, 5 * every)
     assert f"up to step {5 * every} are lost" in caplog.text
+
+
+def test_half_a_record_of_before_is_spoken_of(tmp_path, config, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line(1) + line(2) + line(3)[:14])
+    resume(tmp_path, config, 2)  # what a kill leaves
+    assert not caplog.text
+    path.write_bytes(line(1) + line(2) + line(2)[:14])
+    last_metrics(tmp_path, 2)
+    assert "ends within a record of step 2, which is lost" in caplog.text
+    caplog.clear()
+    resume(tmp_path, config, 2)
+    assert "ends within a record of step 2, which is lost" in caplog.text
 
 
 def test_a_thousand_damaged_records(tmp_path):

@@ -22,9 +22,10 @@ from resa_jax.training.extension import count_steps, with_schedule_start
 from resa_jax.training.finish import finish, is_finished
 from resa_jax.training.initialize import initialize_from
 from resa_jax.training.memory import available_bytes, check_memory
-from resa_jax.training.metrics import MetricsWriter, describe, last_metrics
+from resa_jax.training.metrics import MetricsWriter, describe
 from resa_jax.training.profiler import Profiler
 from resa_jax.training.programs import compile_programs
+from resa_jax.training.records import last_metrics
 from resa_jax.training.schedule import is_due
 from resa_jax.training.wall_time import WallTime
 from resa_jax.workdir import claim_workdir, locked

@@ -1,16 +1,13 @@
 """What a run tells: `metrics.jsonl`, TensorBoard, and one line or one bar on the terminal."""
 
-import itertools
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping
 from typing import SupportsFloat
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
@@ -24,8 +21,9 @@ from resa_jax.paths import AnyPath, Mirror
 from resa_jax.terminal import shows_progress
 from resa_jax.training.flops import peak_flops
 from resa_jax.training.memory import gibibytes
+from resa_jax.training.records import truncate_records
 from resa_jax.training.wall_time import WallTime
-from resa_jax.workdir import METRICS, checkpoint_paths, read_records
+from resa_jax.workdir import METRICS, checkpoint_paths
 
 
 _LOG = logging.getLogger("resa_jax")
@@ -69,7 +67,7 @@ class MetricsWriter:
             self._mirror = Mirror(workdir)
             self._mirror.fetch(METRICS)
             path = self._mirror.folder / METRICS
-            _truncate(path, first_step, config.log_every)
+            truncate_records(path, first_step, config.log_every)
             self._file = path.open("a", encoding="utf-8")
             self._tensorboard = SummaryWriter(
                 str(self._mirror.folder / "tensorboard"), purge_step=first_step + 1
@@ -215,65 +213,9 @@ class MetricsWriter:
         self.say(f"step {step}/{self._total_steps}, {text}, ETA {remaining}")
 
 
-def _truncate(path, step, log_every):
-    """Keeps the records up to `step`; of a run that starts over none, step 0's neither."""
-    if step > 0 and not path.exists():
-        _LOG.warning("Warning: %s is missing, with the records up to step %d.", path, step)
-    if not path.exists():
-        return
-    records, faults = read_records(path)
-    kept = [line for line, record in records.items() if 0 < step >= record["step"]]
-    if faults:
-        copy = path.with_name("metrics.damaged.jsonl")
-        shutil.copyfile(path, copy)
-        _LOG.warning(
-            "Warning: %s They are left out; the file as it was is %s.",
-            _faults_in_words(path, faults),
-            copy.name,
-        )
-    if step > 0 and not kept:
-        _LOG.warning("Warning: %s has no record up to step %d.", path, step)
-    elif step > 0:
-        steps = [records[line]["step"] for line in kept]
-        usual = max([log_every, *(b - a for a, b in itertools.pairwise([0, *steps]))])
-        if step - steps[-1] > usual:
-            _say_lost(path, steps[-1], step)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(b"".join(line + b"\n" for line in kept))
-    temporary.replace(path)
-
-
-def _say_lost(path, last, step):
-    _LOG.warning(
-        "Warning: %s ends at step %d; its records up to step %d are lost.", path, last, step
-    )
-
-
-def _faults_in_words(path, faults):
-    shown = ", ".join(map(str, faults[:5])) + (", ..." if len(faults) > 5 else "")
-    return f"{path} is damaged: {len(faults)} of its lines are no records ({shown})."
-
-
 def _last_checkpoint(workdir):
     paths = checkpoint_paths(workdir)
     return f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
-
-
-def last_metrics(workdir: AnyPath, step: int = 0) -> dict[str, int | float]:
-    """The last value of every metric that the run has recorded, up to `step` at least."""
-    multihost_utils.sync_global_devices("metrics.jsonl")  # process 0 may be writing still
-    metrics: dict[str, int | float] = {}
-    path = workdir / METRICS
-    records, faults = read_records(path) if path.exists() else ({}, [])
-    if faults or not records:
-        _LOG.warning(
-            "Warning: %s", _faults_in_words(path, faults) if faults else f"{path} has no record."
-        )
-    for record in records.values():
-        metrics |= record
-    if records and metrics["step"] < step:
-        _say_lost(path, metrics["step"], step)
-    return metrics
 
 
 def describe(config: ConfigDict, mesh: Mesh, images: int, total_steps: int, memory: int) -> str:
