@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -59,6 +60,7 @@ def test_a_second_interrupt_ends_a_program_that_cannot_hear_it():
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # until it is within that call
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == "\n"
         assert "Once more leaves at once" in process.stderr.readline()
