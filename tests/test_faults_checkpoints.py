@@ -1,6 +1,7 @@
 """Damaged checkpoints and exports: named, passed over for an older one, and never read wrongly."""
 
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -184,6 +185,16 @@ def exported(tmp_path):
     export_encoder(tmp_path / "encoder", spec, arrays, {}, network="ema", step=7)
     load_encoder(tmp_path / "encoder")
     return tmp_path / "encoder"
+
+
+def test_an_export_of_before_other_channels_is_read(exported):
+    path, images = exported / "encoder.json", np.full((1, 8, 8, 3), 7, np.uint8)
+    expected = np.asarray(load_encoder(exported)(images))
+    description = json.loads(path.read_text())
+    for name in ("channels", "bits", "gray_max"):
+        del description[name]
+    path.write_text(json.dumps(description))
+    np.testing.assert_array_equal(load_encoder(exported)(images), expected)
 
 
 def test_a_damaged_export_is_refused(exported):

@@ -36,8 +36,8 @@ def augment(
     """Makes each of the views of each image, normalised: float32 [n, size, size, c].
 
     The operators, their order and distributions are torchvision's on Pillow images: crop, colour
-    jitter, grayscale, blur, solarise, flip; then (x / 255 - mean) / std. Colour, the three in the
-    middle, is that of RGB of 8 bits: images with other channels, or more bits, keep theirs.
+    jitter, grayscale, blur, solarise, flip; then (x / 255 - mean) / std. Jitter, grayscale
+    and solarise are for RGB of 8 bits: images with other channels, or more bits, skip them.
 
     Args:
       images: on their canvas, in the top-left corner.

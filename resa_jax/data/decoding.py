@@ -4,9 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 
-LONG_SIDE = (
-    1.5  # the longest that an image may be, in short sides of the canvas: 3 by 2 stays whole
-)
+LONG_SIDE = 1.5  # an image's longest, in sides of the canvas: 3 by 2 stays whole
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,9 @@ def read_export(path: AnyPath, network: str) -> tuple[EncoderSpec, dict, dict]:
         raise UserError(
             f"{path} holds the EMA encoder; read a checkpoint of the run for the online one."
         )
-    names = [field.name for field in dataclasses.fields(EncoderSpec)]
+    # Fields that are younger than the export have their defaults.
+    younger = {"channels", "bits", "gray_max"} - description.keys()
+    names = [f.name for f in dataclasses.fields(EncoderSpec) if f.name not in younger]
     with naming_damage(path / DESCRIPTION):
         values = {name: description[name] for name in names}
         values |= {name: tuple(map(float, values[name])) for name in ("mean", "std")}
