@@ -22,6 +22,10 @@ from resa_jax.paths import AnyPath, absolute, is_committed
 FORMAT = 2
 
 _LOG = logging.getLogger("resa_jax")
+# What Orbax logs as an error, with tracebacks from its threads, it raises as well.
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+)
 
 # A train state: any dataclass of trees. This module knows none of the rooms that use it.
 State = TypeVar("State")
@@ -57,6 +61,8 @@ class Checkpoints:
         # not worth it for what is small.
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
+        # A folder that cannot be made would leave threads that wait for it for 20 minutes.
+        context.async_options.create_directories_asynchronously = False
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             context=context,

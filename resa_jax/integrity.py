@@ -1,6 +1,12 @@
 """Whether saved arrays are whole: checksums, and one error for all that damage can look like."""
 
+import asyncio
+import gc
 import logging
+import sys
+import time
+import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +16,9 @@ import numpy as np
 
 from resa_jax.errors import UserError
 from resa_jax.paths import AnyPath
+
+
+_PATIENCE_SECONDS = 10
 
 
 class DamagedError(UserError):
@@ -46,17 +55,60 @@ def _words(module, array):
 @contextmanager
 def naming_damage(path: AnyPath) -> Iterator[None]:
     """Turns what Orbax raises for damaged files, which is almost anything, into one error."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # Orbax logs what it then raises
+    with _silence():
+        try:
+            yield
+        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:
+            fault = reason(error)
+            _await_abandoned_reads(error)
+            raise DamagedError(f"{path} is damaged: {fault}.") from None
+
+
+@contextmanager
+def _silence():
+    """Orbax logs what it then raises, and its other reads complain that nobody waited for them.
+
+    They do it from threads, of which some are not Python's, and from the collector.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
+    were_disabled = [log.disabled for log in loggers]
+    hooks = sys.excepthook, sys.unraisablehook
+    for log in loggers:
+        log.disabled = True
+    sys.excepthook = lambda *_: None
+    sys.unraisablehook = lambda _: None
     try:
-        yield
-    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:
-        raise DamagedError(f"{path} is damaged: {reason(error)}.") from error
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
     finally:
-        log.setLevel(level)
+        sys.excepthook, sys.unraisablehook = hooks
+        for log, was_disabled in zip(loggers, were_disabled, strict=True):
+            log.disabled = was_disabled
+
+
+def _await_abandoned_reads(error):
+    """Until none is left of the reads whose event loop Orbax closed when one of them failed."""
+    _clear_frames(error)
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while _are_abandoned_tasks() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _are_abandoned_tasks():
+    gc.collect()
+    tasks = (thing for thing in gc.get_objects() if isinstance(thing, asyncio.Task))
+    return any(task.get_loop().is_closed() for task in tasks)
+
+
+def _clear_frames(error):
+    """Lets go of what the error and those that led to it hold by their tracebacks."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def reason(error: BaseException) -> str:

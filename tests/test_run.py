@@ -189,6 +189,19 @@ def test_files_that_cannot_grow_end_in_a_sentence(unbroken, tmp_path, environmen
 
 
 @pytest.mark.slow
+def test_a_folder_that_went_away_ends_the_run_in_a_sentence(unbroken, tmp_path, environment):
+    """At once: Orbax leaves threads that wait for 20 minutes."""
+    process = start(tmp_path, environment, "steps=4000")
+    wait_for_step(tmp_path, 20, process)
+    (tmp_path / "checkpoints").rename(tmp_path / "gone")
+    (tmp_path / "checkpoints").write_text("in the way")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].startswith("error: The checkpoint of step")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
 def test_weights_that_were_deleted_are_exported_again(unbroken, tmp_path, environment):
     workdir = shutil.copytree(unbroken[0], tmp_path / "run")
     before = load_encoder(workdir / "encoder").fingerprint()
