@@ -253,6 +253,21 @@ def test_the_same_encoder_under_other_names(shapes, dialect, meant, name, tmp_pa
 
 
 RESNET = torch_layouts.resnet(False, (2, 2, 2, 2), 7, 4)
+
+
+def hugging_face_resnet(name):
+    """ResNetModel's name of torchvision's."""
+    parts = name.split(".")
+    kind = {"conv": "convolution", "bn": "normalization"}
+    if not name.startswith("layer"):
+        return f"embedder.embedder.{kind[parts[0][:-1]]}.{parts[1]}"
+    stage, block, layer, *rest = parts
+    block = f"encoder.stages.{int(stage[5:]) - 1}.layers.{block}"
+    if layer == "downsample":
+        return f"{block}.shortcut.{('convolution', 'normalization')[int(rest[0])]}.{rest[1]}"
+    return f"{block}.layer.{int(layer[-1]) - 1}.{kind[layer[:-1]]}.{rest[0]}"
+
+
 WRAPPINGS = {
     "MoCo": lambda x: {
         **{f"module.encoder_q.{k}": v for k, v in x.items()},
@@ -285,6 +300,10 @@ WRAPPINGS = {
         "head.predictor.weight": np.ones((3, 3)),
     },
     "compiled": lambda x: {f"_orig_mod.model.{k}": v for k, v in x.items()},
+    "transformers, a classifier": lambda x: {
+        **{f"resnet.{hugging_face_resnet(k)}": v for k, v in x.items()},
+        "classifier.1.weight": np.ones((3, 3)),
+    },
     "DINO": lambda x: {
         **{f"student.module.backbone.{k}": v for k, v in x.items()},
         **{f"teacher.backbone.{k}": v + 1 for k, v in x.items()},
@@ -457,9 +476,15 @@ def test_encodings_are_those_of_pytorchs_functions(shapes, tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("kind", ["vit", "vit_mae", "dinov2", "registers", "dinov3", "gated"])
-def test_encodings_are_those_of_hugging_face(kind, tmp_path):
-    """At random weights."""
+@pytest.mark.parametrize(
+    "kind, whole",
+    [
+        *((kind, False) for kind in ("vit", "vit_mae", "dinov2", "registers", "dinov3", "gated")),
+        *((kind, True) for kind in ("vit", "vit_mae", "dinov2", "registers")),
+    ],
+)
+def test_encodings_are_those_of_hugging_face(kind, whole, tmp_path):
+    """At random weights; `whole`: with what it was trained by, a classifier or a decoder."""
     transformers = pytest.importorskip("transformers")
     import torch
 
@@ -484,9 +509,13 @@ def test_encodings_are_those_of_hugging_face(kind, tmp_path):
     if kind == "vit_mae":
         sizes |= {"mask_ratio": 0.0}
     torch.manual_seed(0)
-    theirs = getattr(transformers, model)(
+    if whole:
+        task = "ForPreTraining" if kind == "vit_mae" else "ForImageClassification"
+        model = model.replace("Model", task)
+    saved = getattr(transformers, model)(
         getattr(transformers, config)(image_size=side, **sizes)
     ).eval()
+    theirs = saved.base_model if whole else saved
     with torch.no_grad():
         for name, value in theirs.named_parameters():
             if value.ndim == 2:
@@ -496,6 +525,6 @@ def test_encodings_are_those_of_hugging_face(kind, tmp_path):
         images = torch.randn(2, 3, side, side)
         order = {"noise": torch.arange(16.0).repeat(2, 1)} if kind == "vit_mae" else {}
         expected = theirs(images, **order).last_hidden_state[:, 0].numpy()
-    theirs.save_pretrained(tmp_path)
+    saved.save_pretrained(tmp_path)
     ours = np.asarray(load_encoder(tmp_path)(images.permute(0, 2, 3, 1).numpy()))
     assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()

@@ -24,7 +24,7 @@ _EMA = {
 }
 _NEITHER = {
     *("module", "_orig_mod", "model", "net", "network", "trunk", "visual_encoder"),
-    *("vit", "deit", "dinov2", "dinov2_with_registers", "encoder"),
+    *("vit", "deit", "dinov2", "dinov2_with_registers", "resnet", "encoder"),
 }
 # What lies beside an encoder and is no part of it: heads, queues, decoders, what training needs.
 _BESIDE = re.compile(
