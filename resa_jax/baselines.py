@@ -141,8 +141,7 @@ def vit_baseline(method: str) -> ConfigDict:
     """A method's recipe for ImageNet and a ViT-S/16: 300 epochs of batches of 1,024 (Table 3).
 
     MoCo v3's and DINO's are their authors'. BYOL's and SwAV's were published without settings for a
-    ViT: theirs here are those of MoCo v3's. Short of DINO's: weight decay is constant, gradients
-    are not clipped, no path is dropped.
+    ViT: theirs here are those of MoCo v3's.
     """
     config = default_config(method)
     config.epochs, config.batch_size = 300, 1024
@@ -156,7 +155,9 @@ def vit_baseline(method: str) -> ConfigDict:
     if method == "dino":
         config.base_lr, config.final_lr, config.warmup_epochs = 5e-4, 1e-6, 10
         config.ema_momentum = 0.996
-        config.optimizer.decay_vectors = False
+        config.weight_decay, config.optimizer.final_weight_decay = 0.04, 0.4
+        config.optimizer.decay_vectors, config.optimizer.max_norm = False, 3.0
+        config.encoder.drop_path = 0.1
         config.method.update({"num_prototypes": 65_536, "teacher_temperature_epochs": 30})
         for view in config.views:
             view.crop_scale, view.interpolation = (0.14, 1.0), "bicubic"

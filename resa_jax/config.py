@@ -164,6 +164,11 @@ def _check_schedule(config: ConfigDict) -> None:
             f"config.lr_drops is {config.lr_drops}, and config.epochs {config.epochs}: each drop "
             "must be fewer epochs before the end than the run has."
         )
+    if config.optimizer.name == "lars" and config.optimizer.final_weight_decay is not None:
+        raise UserError(
+            f"config.optimizer.final_weight_decay is {config.optimizer.final_weight_decay:g}, but "
+            "LARS has one weight decay for the whole run: leave it out, or take another optimizer."
+        )
     rate = config.base_lr * config.batch_size / 256
     if config.final_lr is not None and config.final_lr > rate:
         raise UserError(

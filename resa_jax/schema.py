@@ -98,6 +98,12 @@ class Optimizer:
         "the learning rate of each block of the encoder over that of the next",
     )
     decay_vectors: bool = field(True, "whether biases and normalisations decay too")
+    final_weight_decay: float | None = field(
+        None, not_negative(1e3), "weight_decay goes to it by a cosine; none: it stays"
+    )
+    max_norm: float | None = field(
+        None, positive(), "each parameter's gradient is shortened to it; none: never"
+    )
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,11 @@ class Encoder:
         None, positive(1e5), "of a ResNet's stem or a ViT's tokens; none: by the name"
     )
     depth: int | None = field(None, positive(1e4), "blocks of a ViT; none: by the name")
+    drop_path: float = field(
+        0.0,
+        Rule("at least 0, below 1", lambda x: 0 <= x < 1),
+        "how often the branches of a ViT's last block are left out in training, of the first never",
+    )
     remat: bool = field(
         False, "compute activations anew in the backward pass, for memory", resumable=True
     )

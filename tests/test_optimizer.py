@@ -82,3 +82,30 @@ def test_vectors_need_not_decay(name):
     assert (np.asarray(change["projector"]["kernel"]) < 0).all()
     (change,) = updates(1, gradient=0.0, name=name)
     assert (np.asarray(change["projector"]["bias"]) < 0).all()
+
+
+@pytest.mark.parametrize("waits", [0, 2])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weight_decay_follows_its_schedule(name, waits):
+    """Against the rules' equations with no gradient; for a child that waits too, as late as all."""
+    decay = lambda step: 0.1 + 0.05 * step
+    found = updates(4, gradient=0.0, name=name, decay=decay, encoder_start=waits)
+    value, momentum = 1.0, 0.0
+    for step, change in enumerate(found):
+        rate, decayed = 0.1 + 0.01 * step, decay(step) * value
+        momentum = decayed + (0.9 * momentum if name == "sgd" else 0)
+        expected = -rate * momentum if step >= waits else 0.0
+        if step < waits:
+            momentum = 0.0
+        np.testing.assert_allclose(change["encoder"]["norm"]["kernel"], expected, rtol=1e-5)
+        value += expected
+
+
+def test_each_parameters_gradient_is_shortened():
+    """SGD's first step is the gradient times the rate; a matrix here has 6 elements, a vector 3."""
+    for gradient, bound in ((0.5, 1.0), (0.5, 100.0), (2.0, 1.0)):
+        (change,) = updates(1, gradient=gradient, name="sgd", decay=0.0, max_norm=bound)
+        for leaf, count in (("kernel", 6), ("bias", 3)):
+            norm = gradient * np.sqrt(count)
+            expected = -0.1 * gradient * min(1, bound / norm)
+            np.testing.assert_allclose(change["projector"][leaf], expected, rtol=1e-5)

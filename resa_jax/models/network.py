@@ -32,19 +32,22 @@ class Network(nnx.Module):
         self.projector: Any = projector
         self.predictor: Any = predictor
 
-    def __call__(self, images: Float[Array, "n h w c"], *, train: bool):
+    def __call__(self, images: Float[Array, "n h w c"], *others: Array, train: bool):
         """Images to encodings [n, f], embeddings [n, d] and predictions [n, d].
 
         Without a predictor the predictions are the embeddings.
+
+        Args:
+          *others: what the encoder takes besides.
         """
-        encodings = self.encoder(images, train=train)
+        encodings = self.encoder(images, *others, train=train)
         return encodings, *self._project(encodings, train)
 
-    def views(self, views: Sequence[Float[Array, "n _ _ c"]]) -> list[tuple[Array, ...]]:
-        """What a call gives in train mode, for each view."""
+    def views(self, views: Sequence[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+        """What a call gives in train mode, for the arguments of each view."""
         if not self.joint_projector:
-            return [self(view, train=True) for view in views]
-        encodings = [self.encoder(view, train=True) for view in views]
+            return [self(*view, train=True) for view in views]
+        encodings = [self.encoder(*view, train=True) for view in views]
         outputs = self._project(jnp.concatenate(encodings), True)
         return list(zip(encodings, *(jnp.split(x, len(views)) for x in outputs), strict=True))
 

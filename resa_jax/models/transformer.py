@@ -125,9 +125,20 @@ class Block(nnx.Module):
         self.ls2 = None if layer_scale is None else LayerScale(width, layer_scale)
 
     def __call__(
-        self, x: Float[Array, "n t d"], turns: Turns | None = None, *, train: bool
+        self,
+        x: Float[Array, "n t d"],
+        turns: Turns | None = None,
+        weights: Float[Array, "n 2"] | None = None,
+        *,
+        train: bool,
     ) -> Float[Array, "n t d"]:
+        """
+        Args:
+          weights: of each image's two branches, as `ViT` has them.
+        """
         y = self.attn(self.norm1(x), turns)
-        x = x + (y if self.ls1 is None else self.ls1(y))
+        y = y if self.ls1 is None else self.ls1(y)
+        x = x + (y if weights is None else weights[:, :1, None].astype(y.dtype) * y)
         y = self.mlp(self.norm2(x))
-        return x + (y if self.ls2 is None else self.ls2(y))
+        y = y if self.ls2 is None else self.ls2(y)
+        return x + (y if weights is None else weights[:, 1:, None].astype(y.dtype) * y)

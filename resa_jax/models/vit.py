@@ -209,7 +209,7 @@ class ViT(nnx.Module):
         """
         return self.linear_rate, self.linear_blocks
 
-    def _outputs(self, x: Float[Array, "n h w c"], last: int, *, train: bool) -> list[Array]:
+    def _outputs(self, x, last, *, train, branches=None) -> list[Array]:
         """The tokens after each of the last blocks, before the last LayerNorm."""
         rows, columns = (side // self.patch_size for side in x.shape[1:3])
         x, outputs, turns = self.tokens(x, train=train), [], None
@@ -218,9 +218,22 @@ class ViT(nnx.Module):
             turns = tuple(jnp.asarray(table, x.dtype) for table in tables)
         for index in range(self.depth):
             block = getattr(self, f"blocks_{index}")
-            x = call_block(block, x, turns, train=train, remat=self.remat)
+            weights = None if branches is None else branches[:, index]
+            x = call_block(block, x, turns, weights, train=train, remat=self.remat)
             outputs.append(x)
         return outputs[-last:]
 
-    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n d"]:
-        return self.last_cls(x, 1, train=train)
+    def __call__(
+        self,
+        x: Float[Array, "n h w c"],
+        branches: Float[Array, "n {self.depth} 2"] | None = None,
+        *,
+        train: bool,
+    ) -> Float[Array, "n d"]:
+        """
+        Args:
+          branches: by what each block's attention and MLP are multiplied before they are added:
+            stochastic depth (Huang et al., 2016) where some are 0.
+        """
+        (y,) = self._outputs(x, 1, train=train, branches=branches)
+        return self.norm(y[:, 0])

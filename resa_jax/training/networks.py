@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from resa_jax.errors import UserError
 from resa_jax.methods.interface import Method, Outputs
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.network import Network, frozen_mask, split
@@ -27,6 +29,7 @@ class Networks:
       online: encoder, projector and perhaps predictor.
       momentum: the same without predictor; None for a method without an EMA network.
       width: dimensions of the embedding.
+      drop_path: how often each block's branches are left out, of the online network.
       frozen: nested dict like the parameters of `init_networks`, True for those which keep their
         values.
     """
@@ -34,6 +37,7 @@ class Networks:
     online: nnx.GraphDef
     momentum: nnx.GraphDef | None
     width: int
+    drop_path: tuple[float, ...]
     frozen: dict[str, Any]
 
     @property
@@ -66,6 +70,7 @@ def create_networks(config: ConfigDict, method: Method) -> Networks:
     side = config.encoder.image_size
     image = jax.ShapeDtypeStruct((2, side, side, config.data.channels), jnp.float32)
     _, embeddings, _ = nnx.eval_shape(lambda n, x: n(x, train=False), network, image)
+    drop_path = _drop_path(config.encoder, network.encoder)
     width = embeddings.shape[1]
     frozen = frozen_mask(network)
     own = jax.eval_shape(lambda: method.init(jax.random.key(0), width))
@@ -74,7 +79,19 @@ def create_networks(config: ConfigDict, method: Method) -> Networks:
     online = split(network)[0]
     network.predictor = None
     momentum = split(network)[0] if method.momentum_network else None
-    return Networks(online, momentum, width, frozen)
+    return Networks(online, momentum, width, drop_path, frozen)
+
+
+def _drop_path(fields: ConfigDict, encoder: Any) -> tuple[float, ...]:
+    if not fields.drop_path:
+        return ()
+    if encoder.family != "vit":
+        raise UserError(
+            f"encoder.drop_path is {fields.drop_path}, but {fields.name} is no ViT, whose branches "
+            "alone are dropped here: leave it at 0."
+        )
+    # From nothing in the first block, as Touvron et al. (2021), DeiT, and DINO have it.
+    return tuple(np.linspace(0, fields.drop_path, encoder.depth).tolist())
 
 
 def init_networks(config: ConfigDict, method: Method, key: jax.Array, width: int):
@@ -88,6 +105,20 @@ def init_networks(config: ConfigDict, method: Method, key: jax.Array, width: int
     return params | ({"own": own} if own else {}), batch_stats
 
 
+def draw_branches(
+    drop_path: tuple[float, ...], key: jax.Array, count: int
+) -> Float[Array, "m blocks 2"]:
+    """What the branches of a batch's images are multiplied by: 0, or 1 over how often it is not.
+
+    Args:
+      drop_path: how often 0, by block.
+      key: of the step and view.
+      count: images of the global batch.
+    """
+    kept = 1 - jnp.array(drop_path, jnp.float32)[:, None]
+    return jax.random.bernoulli(key, kept, (count, len(drop_path), 2)) / kept
+
+
 def forward(
     graphdef: nnx.GraphDef,
     params: dict[str, Any],
@@ -95,6 +126,7 @@ def forward(
     views: Views,
     reduction: str = "float32",
     micro_batches: int = 1,
+    branches: Sequence[Float[Array, "m blocks 2"]] = (),
 ) -> tuple[Outputs, dict[str, Any]]:
     """Runs a network over the views in train mode, each device on its own rows.
 
@@ -111,6 +143,7 @@ def forward(
         outputs alone; the backward pass runs it again (Gao et al., "Scaling Deep Contrastive
         Learning Batch Size under Memory Limited Setup", 2021). BatchNorm's statistics are then
         those of a part.
+      branches: see `draw_branches`, for each view; none without `drop_path`.
 
     Returns:
       What it gave for each view, and the moved `batch_stats`.
@@ -133,26 +166,27 @@ def forward(
         if micro_batches == 1:
             batch_stats, outputs = run(batch_stats, views)
             return outputs, batch_stats
-        parts = tuple(view.reshape(micro_batches, -1, *view.shape[1:]) for view in views)
+        parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), views)
         batch_stats, outputs = jax.lax.scan(jax.checkpoint(run), batch_stats, parts)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs), batch_stats
 
     with jax.named_scope("forward"):
         (encodings, embeddings, predictions), batch_stats = on_each_device(local)(
-            shared, batch_stats, tuple(views)
+            shared, batch_stats, tuple(zip(views, *([branches] if branches else []), strict=True))
         )
     return Outputs(encodings, embeddings, predictions, own), batch_stats
 
 
 def _forward_concatenated(network, views):
     outputs: list[Any] = [None] * len(views)
-    sizes = [view.shape[1] for view in views]
+    sizes = [images.shape[1] for images, *_ in views]
     for size in dict.fromkeys(sizes):
         group = [i for i, s in enumerate(sizes) if s == size]
         # Stacked along a new axis, every device keeps its own images of each view.
-        images = jnp.stack([views[i] for i in group], axis=1)
-        images = images.reshape(-1, *images.shape[2:])
-        results = network(images, train=True)
+        stacked = (
+            jnp.stack(parts, axis=1) for parts in zip(*(views[i] for i in group), strict=True)
+        )
+        results = network(*(x.reshape(-1, *x.shape[2:]) for x in stacked), train=True)
         for n, i in enumerate(group):
             outputs[i] = tuple(result[n :: len(group)] for result in results)
     return outputs

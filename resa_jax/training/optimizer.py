@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from resa_jax.training.lars import lars
@@ -12,7 +13,7 @@ from resa_jax.training.lars import lars
 def create_optimizer(
     name: str,
     learning_rate: optax.Schedule,
-    weight_decay: float,
+    weight_decay: optax.ScalarOrSchedule,
     frozen: dict[str, Any],
     *,
     constant_rate: tuple[str, ...] = (),
@@ -23,6 +24,7 @@ def create_optimizer(
     decay_vectors: bool = True,
     lars_trust: float = 0.02,
     lars_clip: bool = True,
+    max_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """The optimiser of a recipe.
 
@@ -32,7 +34,7 @@ def create_optimizer(
         gradient) or "lars" (see `lars`).
       learning_rate: a function of the step.
       weight_decay: of *every* parameter, biases and normalisation included, as the authors do;
-        LARS leaves out those of one axis.
+        LARS leaves out those of one axis, and takes a number alone.
       frozen: nested dict of bools over the parameters; True ones are neither updated nor decayed.
       constant_rate: children of the parameters whose learning rate is `peak` at every step.
       own_start: steps in which the child "own" is neither updated nor decayed, and its moments not
@@ -42,30 +44,50 @@ def create_optimizer(
         Clark et al. (2020), ELECTRA, and Bao et al. (2021), BEiT, have it: of `factors`.
       decay_vectors: whether parameters of one axis, biases and normalisations, decay too.
       lars_trust, lars_clip: trust coefficient and clipping of `lars`.
+      max_norm: each parameter's gradient is shortened to it, as DINO does; None for never.
     """
 
-    def group(child):
-        if child in constant_rate:
-            return "constant"
-        starts = {"own": own_start, "encoder": encoder_start}
-        return child if starts.get(child) else "trained"
+    starts = {"own": own_start, "encoder": encoder_start}
 
-    def rule(rate):
-        ratio = {"trust_coefficient": lars_trust, "clip": lars_clip}
-        return _rule(name, rate, weight_decay, None if decay_vectors else _are_matrices, ratio)
+    def group(child):
+        named = "constant" if child in constant_rate else "trained"
+        return child if starts.get(child) else named
+
+    mask = None if decay_vectors else _are_matrices
+    ratio = {"trust_coefficient": lars_trust, "clip": lars_clip}
+
+    def rule(rate, start=0):
+        decay = _later(weight_decay, start) if callable(weight_decay) else weight_decay
+        return _rule(name, _later(rate, start), decay, mask, ratio)
 
     rules = {
         "trained": rule(learning_rate),
         "constant": rule(lambda step: peak),
-        "own": _from_step(own_start, rule, learning_rate),
-        "encoder": _from_step(encoder_start, rule, learning_rate),
+        **{child: _from_step(start, rule, learning_rate) for child, start in starts.items()},
         "frozen": optax.set_to_zero(),
     }
     optimizer = _partition(rules, frozen, group)
-    if layer_decay == 1:
-        return optimizer
-    scale = factors(frozen["encoder"], layer_decay)
-    return optax.chain(optimizer, optax.stateless(lambda updates, _: _scaled(updates, scale)))
+    if layer_decay != 1:
+        optimizer = optax.chain(optimizer, _scale_encoder(factors(frozen["encoder"], layer_decay)))
+    return optimizer if max_norm is None else optax.chain(_shorten_each(max_norm), optimizer)
+
+
+def _shorten_each(max_norm):
+    def shorten(gradient):
+        return gradient * jnp.minimum(1, max_norm / (jnp.linalg.norm(gradient.ravel()) + 1e-6))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(shorten, updates))
+
+
+def _scale_encoder(scale):
+    def update(updates, _):
+        encoder = {
+            child: jax.tree.map(lambda leaf, child=child: leaf * scale[child], tree)
+            for child, tree in updates["encoder"].items()
+        }
+        return updates | {"encoder": encoder}
+
+    return optax.stateless(update)
 
 
 def _partition(rules, frozen, group):
@@ -82,8 +104,12 @@ def _partition(rules, frozen, group):
 
 def _from_step(start, rule, learning_rate):
     """A rule that begins at a step, as if the parameters had no gradient before."""
-    later = rule(lambda step: learning_rate(step + start))
+    later = rule(learning_rate, start)
     return optax.conditionally_mask(later, lambda step, **_: step >= start)
+
+
+def _later(schedule, start):
+    return lambda step: schedule(step + start)
 
 
 def factors(encoder: dict[str, Any], layer_decay: float) -> dict[str, float]:
@@ -99,14 +125,6 @@ def factors(encoder: dict[str, Any], layer_decay: float) -> dict[str, float]:
     order = sorted(places, key=lambda child: places[child])
     depth = {child: 1 + place for place, child in enumerate(order)} | {"norm": len(order) + 1}
     return {child: layer_decay ** (len(order) + 1 - depth.get(child, 0)) for child in encoder}
-
-
-def _scaled(updates, scale):
-    encoder = {
-        child: jax.tree.map(lambda update, child=child: update * scale[child], tree)
-        for child, tree in updates["encoder"].items()
-    }
-    return updates | {"encoder": encoder}
 
 
 def _are_matrices(params):

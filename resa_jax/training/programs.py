@@ -66,10 +66,14 @@ def create_step(
             warmup_cosine(1 - config.ema_momentum, 0.0, remaining),
         )
     )
+    weight_decay = config.weight_decay
+    if (final := config.optimizer.final_weight_decay) is not None:
+        cosine = warmup_cosine(weight_decay, final, remaining)
+        weight_decay = _from_step(config.start_step, cosine)
     optimizer = create_optimizer(
         config.optimizer.name,
         learning_rate,
-        config.weight_decay,
+        weight_decay,
         networks.frozen,
         constant_rate=method.constant_rate,
         peak=peak,
@@ -79,6 +83,7 @@ def create_step(
         decay_vectors=config.optimizer.decay_vectors,
         lars_trust=config.optimizer.lars_trust,
         lars_clip=config.optimizer.lars_clip,
+        max_norm=config.optimizer.max_norm,
     )
 
     def init():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from resa_jax.methods.interface import MOMENTUM_VIEWS, Method, Moment
-from resa_jax.training.networks import Networks, Views, forward
+from resa_jax.training.networks import Networks, Views, draw_branches, forward
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +82,15 @@ def make_objective(
 
     def objective(params, state, ema_params, views):
         how = reduction, micro_batches
-        online, batch_stats = forward(networks.online, params, state.batch_stats, views, *how)
+        method_key, path_key = (jax.random.fold_in(key, state.step) for key in _keys(seed))
+        branches = [
+            draw_branches(networks.drop_path, jax.random.fold_in(path_key, number), len(view))
+            for number, view in enumerate(views)
+            if networks.drop_path
+        ]
+        online, batch_stats = forward(
+            networks.online, params, state.batch_stats, views, *how, branches
+        )
         target, ema_batch_stats = None, state.ema_batch_stats
         if networks.momentum is not None:
             target, ema_batch_stats = forward(
@@ -92,7 +100,7 @@ def make_objective(
         moment = Moment(
             step=state.step,
             epoch=state.step / steps_per_epoch,
-            key=jax.random.fold_in(method_key(seed), state.step),
+            key=method_key,
         )
         loss, buffers, metrics = method(online, target, state.buffers, moment)
         return loss, (batch_stats, ema_batch_stats, buffers, metrics)
@@ -100,9 +108,9 @@ def make_objective(
     return objective
 
 
-def method_key(seed: int) -> jax.Array:
-    """Where a method's random numbers start, apart from initialisation's and augmentation's."""
-    return jax.random.fold_in(jax.random.key(seed), 2)
+def _keys(seed: int) -> list[jax.Array]:
+    """Of the method's and of drop path's random numbers, apart from those of `programs`."""
+    return [jax.random.fold_in(jax.random.key(seed), number) for number in (2, 3)]
 
 
 def make_train_step(
