@@ -1,6 +1,6 @@
 """Pre-training that goes on from given weights, and from none, on a small set of real images.
 
-python -m benchmarks.continued --given=folder:DIR --source=folder:DIR --workdir=DIR
+python -m benchmarks.continued --given=folder:DIR --source=folder:DIR --workdir=DIR \\
     --output=FILE.json
 
 Needs torch and transformers, whose own modules make the given weights and save them as they save

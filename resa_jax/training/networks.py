@@ -29,16 +29,16 @@ class Networks:
       online: encoder, projector and perhaps predictor.
       momentum: the same without predictor; None for a method without an EMA network.
       width: dimensions of the embedding.
-      drop_path: how often each block's branches are left out, of the online network.
       frozen: nested dict like the parameters of `init_networks`, True for those which keep their
         values.
+      drop_path: how often each block's branches are left out, of the online network.
     """
 
     online: nnx.GraphDef
     momentum: nnx.GraphDef | None
     width: int
-    drop_path: tuple[float, ...]
     frozen: dict[str, Any]
+    drop_path: tuple[float, ...] = ()
 
     @property
     def evaluated(self) -> nnx.GraphDef:
@@ -79,7 +79,7 @@ def create_networks(config: ConfigDict, method: Method) -> Networks:
     online = split(network)[0]
     network.predictor = None
     momentum = split(network)[0] if method.momentum_network else None
-    return Networks(online, momentum, width, drop_path, frozen)
+    return Networks(online, momentum, width, frozen, drop_path)
 
 
 def _drop_path(fields: ConfigDict, encoder: Any) -> tuple[float, ...]:
