@@ -19,7 +19,7 @@ p { margin: 4px 0 10px; max-width: 75ch; } .quiet { color: #5b6475; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 12px; }
 img { max-width: 100%; height: auto; display: block; }
 figure { margin: 0 0 18px; } figcaption { color: #5b6475; font-size: 13px; max-width: 90ch; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .scroll td:first-child { white-space: nowrap; }
 table { border-collapse: collapse; font-size: 13px; margin: 6px 0 14px; }
 th, td { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid #e7eaf0; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
