@@ -1,9 +1,11 @@
 """What a run says while it runs: lines on stdout, around progress bars. Imports nothing heavy."""
 
+import importlib.util
 import logging
 import os
 import select
 import sys
+from typing import Any
 
 
 def log_to_terminal() -> None:
@@ -23,9 +25,20 @@ def speak_unless_logging() -> None:
         log_to_terminal()
 
 
-def shows_progress() -> bool:
-    """Whether somebody looks on: at a terminal, or in a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+def progress_bar(total: int, initial: int, unit: str) -> Any:
+    """A tqdm bar, where somebody looks on who can see one move.
+
+    At a terminal, and in a notebook that has ipywidgets: without, it would be a line for each step.
+    Elsewhere it is disabled.
+    """
+    if "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm
+
+        return tqdm(total=total, initial=initial, unit=unit)
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty()
+    return tqdm(total=total, initial=initial, unit=unit, disable=not shown, dynamic_ncols=True)
 
 
 class _AroundBars(logging.Handler):

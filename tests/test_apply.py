@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from evaluation_run import make_run
 import resa_jax
 from resa_jax.data.sources import open_source
 from resa_jax.errors import UserError
+from resa_jax.terminal import progress_bar
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,15 @@ def test_a_program_without_logging_sees_what_is_done():
     for script, stdout, stderr in ((code, "step 1\n", ""), (quiet, "", "INFO:resa_jax:step 1\n")):
         ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert (ended.stdout, ended.stderr) == (stdout, stderr)
+
+
+@pytest.mark.parametrize("widgets", [False, True])
+def test_a_notebook_gets_a_bar_where_it_can_move(widgets, monkeypatch):
+    """Else lines, as a log does: a bar without ipywidgets would be a line for each step."""
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: widgets or None)
+    shown = types.ModuleType("tqdm.notebook")
+    shown.tqdm = lambda **fields: fields
+    monkeypatch.setitem(sys.modules, "tqdm.notebook", shown)
+    bar = progress_bar(10, 2, "step")
+    assert bar == {"total": 10, "initial": 2, "unit": "step"} if widgets else bar.disable

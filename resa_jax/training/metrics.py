@@ -18,7 +18,7 @@ from resa_jax.data.images import visible
 from resa_jax.data.view import View
 from resa_jax.errors import UserError
 from resa_jax.paths import AnyPath, Mirror
-from resa_jax.terminal import shows_progress
+from resa_jax.terminal import progress_bar
 from resa_jax.training.flops import peak_flops
 from resa_jax.training.memory import gibibytes
 from resa_jax.training.records import truncate_records
@@ -72,13 +72,7 @@ class MetricsWriter:
             self._tensorboard = SummaryWriter(
                 str(self._mirror.folder / "tensorboard"), purge_step=first_step + 1
             )
-            self._bar = tqdm(
-                total=total_steps,
-                initial=first_step,
-                disable=not shows_progress(),
-                unit="step",
-                dynamic_ncols=True,
-            )
+            self._bar = progress_bar(total_steps, first_step, "step")
 
     def __enter__(self):
         return self
