@@ -33,6 +33,11 @@ def get_config(recipe: str, **fields: Any) -> ConfigDict:
 
     Raises:
       UserError: with what is wrong and what would be right.
+
+    Examples:
+      >>> config = get_config("cifar10_resnet18:simclr", **{"method.temperature": 0.1})
+      >>> config.method.temperature, config.batch_size
+      (0.1, 256)
     """
     spelled = {name: "none" if value is None else value for name, value in fields.items()}
     return load_config(recipe, [f"{name}={value}" for name, value in spelled.items()])

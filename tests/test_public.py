@@ -1,6 +1,7 @@
 """The public names: loaded when they are used, and seen by TAB and by type checkers."""
 
 import ast
+import doctest
 import importlib
 import json
 import subprocess
@@ -67,3 +68,19 @@ def test_type_checkers_know_the_same_names():
 
 def test_unknown_name():
     assert not hasattr(resa_jax, "bogus")
+
+
+def test_the_examples_of_the_docstrings_give_what_they_say():
+    runner, shown = doctest.DocTestRunner(), set()
+    for name, home in (
+        *((name, resa_jax) for name in NAMES if NAMES[name] == "function"),
+        *((name, resa_jax.losses) for name in resa_jax.losses.__all__),
+    ):
+        function = getattr(home, name)
+        scope = importlib.import_module(function.__module__).__dict__
+        for test in doctest.DocTestFinder(recurse=False).find(function, name, globs=dict(scope)):
+            if test.examples:
+                shown.add(name)
+                runner.run(test)
+    assert runner.failures == 0
+    assert {"get_config", "resa_loss", "sinkhorn_knopp", "lars", "simclr_loss"} <= shown

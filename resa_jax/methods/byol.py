@@ -29,6 +29,11 @@ def byol_loss(
       momentum_embeddings: those of the first views; no gradient flows through them.
 
     A *sum*: the learning rates of BYOL's recipes assume it, and a mean would halve the gradient.
+
+    Examples:
+      >>> z = jnp.eye(2)
+      >>> print(byol_loss([z, z], [z, z]), byol_loss([z, z], [-z, -z]))
+      0.0 8.0
     """
     targets = [jax.lax.stop_gradient(z) for z in momentum_embeddings]
     terms = [2 - 2 * mean_cosine(p, z) for p, z in other_view_pairs(predictions, targets)]

@@ -43,6 +43,11 @@ def sinkhorn_knopp(
 
     Returns:
       The assignment in the dtype of the computation. No gradient flows through it.
+
+    Examples:
+      >>> print(sinkhorn_knopp(jnp.array([[1.0, 0.9], [0.9, 1.0]])).round(2))
+      [[0.88 0.12]
+       [0.12 0.88]]
     """
     scores = jax.lax.stop_gradient(at_least_float32(scores))
     log_q = scores / epsilon
@@ -73,6 +78,13 @@ def resa_loss(
 
     Returns:
       The scalar mean over the pairs, equally weighted (2 + 2L pairs with L small crops).
+
+    Examples:
+      Two views of two images that are all alike within an image; log(1 + e^(-1 / 0.4)):
+
+      >>> z = jnp.eye(2)
+      >>> print(f"{resa_loss([z, z], [z, z], assignment=jnp.eye(2)):.4f}")
+      0.0789
     """
     momentum_embeddings = [jax.lax.stop_gradient(z) for z in momentum_embeddings]
     terms = [

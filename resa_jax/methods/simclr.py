@@ -31,6 +31,13 @@ def simclr_loss(
     The denominator holds the other images of the *same* view too, and not i itself. Google's
     objective.py adds the two directions, which gives twice this mean. Gradients flow into both
     sides of every product. Under a mesh the views are all-gathered, the similarities are not.
+
+    Examples:
+      Two views of two images; log(1 + 2 e^(-1 / 0.2)):
+
+      >>> z = jnp.eye(2)
+      >>> print(f"{simclr_loss([z, z]):.4f}")
+      0.0134
     """
     views = [normalize(z) for z in embeddings]
     columns = jnp.concatenate([gather_rows(z) for z in views])

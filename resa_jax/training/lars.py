@@ -36,6 +36,16 @@ def lars(
       exclude_1d: biases and normalisation (parameters of one axis) are neither scaled nor decayed.
 
     When the norm of a parameter or of its gradient is 0, g stays as it is: no scale, no decay.
+
+    Examples:
+      A gradient as long as its parameter is shortened to 0.02 of it, times the rate:
+
+      >>> optimizer = lars(learning_rate=0.5, weight_decay=0.0, clip=False)
+      >>> weights = jnp.ones((2, 2))
+      >>> updates, _ = optimizer.update(weights, optimizer.init(weights), weights)
+      >>> print(updates.round(3))
+      [[-0.01 -0.01]
+       [-0.01 -0.01]]
     """
     return optax.chain(
         _scale_by_trust_ratio(learning_rate, weight_decay, trust_coefficient, clip, exclude_1d),

@@ -26,6 +26,11 @@ def warmup_cosine(
     Returns:
       A function of the step (int or integer array), in JAX's default float type (float64 under
       `JAX_ENABLE_X64`).
+
+    Examples:
+      >>> rate = warmup_cosine(1.0, 0.1, total_steps=10, warmup_steps=2)
+      >>> print(rate(jnp.array([0, 1, 2, 9])).round(3))
+      [0.    1.    1.    0.134]
     """
     cosine_steps = max(total_steps - warmup_steps, 1)
 
