@@ -407,6 +407,33 @@ def test_a_folders_configuration_gives_the_statistics(tmp_path):
     assert load_encoder(tmp_path).spec.mean == (0.1,) * 3
 
 
+@pytest.mark.parametrize(
+    "config, preprocessor, size, resize",
+    [
+        ({"model_type": "resnet"}, None, 224, 256),
+        ({"model_type": "resnet"}, {"size": {"shortest_edge": 32}}, 32, None),
+        ({"model_type": "resnet"}, {"size": {"height": 288, "width": 288}}, 288, 329),
+        ({"model_type": "resnet"}, {"size": 256, "crop_size": {"height": 224}}, 224, 256),
+        (
+            {"model_type": "resnet"},
+            {"size": 64, "crop_size": 32, "do_center_crop": False},
+            64,
+            None,
+        ),
+        ({"model_type": "resnet", "image_size": 48}, {"size": "large"}, 48, None),
+        (
+            {"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 64, 64]}},
+            None,
+            64,
+            None,
+        ),
+    ],
+)
+def test_a_folders_configuration_gives_the_image_size(config, preprocessor, size, resize, tmp_path):
+    spec = load_encoder(folder_of(tmp_path, config, preprocessor, shapes=RESNET)).spec
+    assert (spec.image_size, spec.resize) == (size, resize)
+
+
 def test_the_number_of_heads_decides(tmp_path):
     config = {"model_type": "vit", "num_attention_heads": 12, "hidden_size": 384}
     assert load_encoder(folder_of(tmp_path, config)).spec.name == "vit_s16_mocov3"

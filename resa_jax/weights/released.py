@@ -1,7 +1,7 @@
 """A folder as timm and Hugging Face release it: weights, and a config.json that says what they are.
 
-The configuration tells what no tensor does: the architecture of a ResNet, the number of heads, and
-how images are normalised.
+The configuration tells what no tensor does: the architecture of a ResNet, the number of heads, how
+large images are, and how they are normalised.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from resa_jax.errors import UserError
-from resa_jax.models.spec import EncoderSpec
+from resa_jax.models.spec import EncoderSpec, is_small, usual_resize
 from resa_jax.models.vit import VITS
 from resa_jax.paths import AnyPath, read_json
 
@@ -42,6 +42,7 @@ class Release:
       heads: of a ViT, None where it does not say.
       width: of a ViT, None where it does not say.
       mean, std: by which images are normalised, None where it does not say.
+      image_size: side of the images, None where it does not say.
     """
 
     path: AnyPath
@@ -49,6 +50,7 @@ class Release:
     width: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    image_size: int | None = None
 
     @property
     def arch(self) -> str | None:
@@ -57,6 +59,8 @@ class Release:
 
     def described(self, spec: EncoderSpec) -> EncoderSpec:
         """The encoder's description with what the configuration says of it.
+
+        Its image size counts for ResNets and rotary ViTs; a position table has its own.
 
         Raises:
           UserError: it has another number of heads.
@@ -67,7 +71,11 @@ class Release:
                 f"{self.path} says that its ViT has {self.heads} heads; a {spec.name} has "
                 f"{named.heads}, and other numbers of heads are not known here."
             )
-        return dataclasses.replace(spec, mean=self.mean or spec.mean, std=self.std or spec.std)
+        spec = dataclasses.replace(spec, mean=self.mean or spec.mean, std=self.std or spec.std)
+        if self.image_size is None or not (named is None or named.rotary):
+            return spec
+        resize = None if is_small(self.image_size) else usual_resize(self.image_size)
+        return dataclasses.replace(spec, image_size=self.image_size, resize=resize)
 
 
 def read_release(folder: AnyPath) -> Release:
@@ -88,7 +96,8 @@ def read_release(folder: AnyPath) -> Release:
         mean, std = _statistics(config.get("pretrained_cfg"), "mean", "std")
         sizes = config.get("model_args")
         sizes = sizes if isinstance(sizes, dict) else {}
-        return Release(path, sizes.get("num_heads"), sizes.get("embed_dim"), mean, std)
+        size = _side(config.get("pretrained_cfg"), "input_size")
+        return Release(path, sizes.get("num_heads"), sizes.get("embed_dim"), mean, std, size)
     if not isinstance(kind, str) or kind not in _HUGGING_FACE:
         raise UserError(
             f"{path} says that its model_type is {kind!r}; known here are "
@@ -100,7 +109,20 @@ def read_release(folder: AnyPath) -> Release:
     if kind == "resnet" and other:
         raise UserError(f"{path} describes a ResNet with other strides or activations than here.")
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
-    return Release(path, heads, width, *_statistics(said, "image_mean", "image_std"))
+    mean, std = _statistics(said, "image_mean", "image_std")
+    cropped = not isinstance(said, dict) or said.get("do_center_crop", True)
+    size = (_side(said, "crop_size") if cropped else None) or _side(said, "size")
+    return Release(path, heads, width, mean, std, size or _side(config, "image_size"))
+
+
+def _side(said: Any, name: str) -> int | None:
+    """A side in pixels, as a number, [channels, height, width], or a mapping; None for others."""
+    value = said.get(name) if isinstance(said, dict) else None
+    if isinstance(value, dict):
+        value = value.get("shortest_edge", value.get("height"))
+    if isinstance(value, list) and len(value) == 3:
+        value = value[1]
+    return value if type(value) is int and 0 < value <= 8192 else None
 
 
 def _statistics(said: Any, *names: str) -> list[tuple[float, ...] | None]:
