@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 import resa_jax
 from resa_jax.errors import UserError
-from resa_jax.integrity import DamagedError, checksums, naming_damage, reason
+from resa_jax.integrity import DamagedError, checksums, reading_arrays, reason
 from resa_jax.paths import AnyPath, absolute, is_committed
 
 
@@ -194,7 +194,7 @@ def _restore(path, abstract):
         {} if _read_metadata(path).get("format", 1) == FORMAT else {"buffers": {}}
     )
     wanted = {name: tree for name, tree in vars(abstract).items() if name not in added}
-    with naming_damage(path):
+    with reading_arrays(path):
         loaded = ocp.load_checkpointables(path, {"state": wanted})["state"]
     _compare(path, checksums(loaded))
     return type(abstract)(**loaded, **added)
@@ -227,7 +227,7 @@ def read_subtree(path: AnyPath, *names: str) -> dict:
       A dict from name to nested dict.
     """
     path = absolute(path)
-    with naming_damage(path):
+    with reading_arrays(path):
         saved = ocp.checkpointables_metadata(path).metadata.get("state")
     if saved is None:
         raise UserError(f"{path} is no checkpoint of a train state.")
@@ -249,7 +249,7 @@ def read_subtree(path: AnyPath, *names: str) -> dict:
         return {}
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with naming_damage(path), context:
+    with reading_arrays(path), context:
         state = ocp.load_checkpointables(path, {"state": wanted})["state"]
     _compare(path, checksums(state))
     return {name: _lookup(state, keys) for name, keys in found.items()}
@@ -271,7 +271,7 @@ def _compare(path, found: dict[str, int]) -> None:
 
 def _read_metadata(path: AnyPath) -> dict:
     path = absolute(path)
-    with naming_damage(path):
+    with reading_arrays(path):
         metadata = ocp.checkpointables_metadata(path).custom_metadata
         if not metadata or "config" not in metadata:
             raise ValueError("its _CHECKPOINT_METADATA cannot be read")

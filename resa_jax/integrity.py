@@ -54,16 +54,26 @@ def _words(module, array):
 
 @contextmanager
 def naming_damage(path: AnyPath) -> Iterator[None]:
-    """Turns what Orbax raises for damaged files, which is almost anything, into one error."""
+    """Turns what damaged files make others raise, which is almost anything, into one error."""
+    try:
+        yield
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        raise DamagedError(f"{path} is damaged: {reason(error)}.") from error
+
+
+@contextmanager
+def reading_arrays(path: AnyPath) -> Iterator[None]:
+    """`naming_damage` for what Orbax reads, of which nothing else is heard."""
     with _silence():
         try:
-            yield
-        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-            raise
-        except Exception as error:
-            fault = reason(error)
+            with naming_damage(path):
+                yield
+        except DamagedError as error:
+            sentence = str(error)
             _await_abandoned_reads(error)
-            raise DamagedError(f"{path} is damaged: {fault}.") from None
+            raise DamagedError(sentence) from None
 
 
 @contextmanager

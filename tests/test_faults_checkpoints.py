@@ -54,6 +54,15 @@ def saved(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(autouse=True)
+def short_collections():
+    """The collector looks at what a test leaves, not at what the tests before hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def copied(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "checkpoints")

@@ -8,7 +8,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from resa_jax.errors import UserError
-from resa_jax.integrity import DamagedError, checksums, naming_damage
+from resa_jax.integrity import DamagedError, checksums, naming_damage, reading_arrays
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.paths import AnyPath, absolute, is_remote, read_json, remove_tree, write_whole
 
@@ -85,7 +85,7 @@ def _total(tree):
 def read_tree(folder: AnyPath) -> dict:
     """A tree that Orbax saved, as NumPy arrays."""
     folder = absolute(folder)
-    with naming_damage(folder):
+    with reading_arrays(folder):
         abstract = jax.tree.map(
             lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(folder).metadata
         )
