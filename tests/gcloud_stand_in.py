@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -176,6 +177,13 @@ class Cloud:
     @property
     def installs(self) -> str:
         return (self.folder / "installs").read_text()
+
+    def starts(self, expected: int) -> int:
+        """How many runs were started. Hosts do it in the background, so it waits for that many."""
+        end = time.monotonic() + 20
+        while len(self.runs) < expected and time.monotonic() < end:
+            time.sleep(0.05)
+        return len(self.runs)
 
     @property
     def runs(self) -> list[tuple[list[str], dict[str, str]]]:

@@ -45,7 +45,7 @@ def test_a_finished_run(cloud, run):
     looks, *_, last = cloud.calls[7:]  # as often as the run needs
     assert cloud.calls[:7] == ["create", *["describe"] * 3, "scp", "ssh", "ssh"]
     assert (looks, last) == ("describe", "delete")
-    assert len(cloud.runs) == 2  # both hosts
+    assert cloud.starts(2) == 2  # both hosts
     assert not cloud.exists
 
 
@@ -68,7 +68,7 @@ def test_preempted_while_installing(cloud, run):
     result = cloud("launch", *NAME, *run)
     assert result.returncode == 0, result.stderr
     assert cloud.calls.count("create") == cloud.calls.count("delete") == 2
-    assert len(cloud.runs) == 2
+    assert cloud.starts(2) == 2
 
 
 @pytest.mark.parametrize("ending", [FOREVER, "exit 0", "exit 1"], ids=["dead", "saved", "failed"])
@@ -80,7 +80,7 @@ def test_preempted_while_running(cloud, run, ending):
     assert result.returncode == 0, result.stderr
     assert cloud.calls.count("create") == cloud.calls.count("delete") == 2
     assert "asked for again (1 of 100)" in result.stdout
-    assert len(cloud.runs) == 4
+    assert cloud.starts(4) == 4
 
 
 def test_relaunches_are_bounded(cloud, run):
@@ -120,7 +120,7 @@ def test_a_mistake_is_not_tried_again(cloud, run):
     assert "code 2" in result.stderr
     assert "error: no such file" in result.stdout  # the log, before the host is gone
     assert cloud.calls.count("create") == cloud.calls.count("delete") == 1
-    assert len(cloud.runs) == 2
+    assert cloud.starts(2) == 2
     assert not cloud.exists
 
 
@@ -129,7 +129,7 @@ def test_a_failing_run_is_tried_again_on_the_same_slice(cloud, run):
     result = cloud("launch", *NAME, *run)
     assert result.returncode == 0, result.stderr
     assert cloud.calls.count("create") == cloud.calls.count("scp") == 1
-    assert len(cloud.runs) == 4
+    assert cloud.starts(4) == 4
 
 
 @pytest.mark.parametrize("code", [1, 137, 0])
@@ -139,7 +139,7 @@ def test_a_run_that_always_fails(cloud, run, code):
     result = cloud("launch", *NAME, *run)
     assert result.returncode == 1
     assert "gives up" in result.stderr
-    assert len(cloud.runs) == 6 * 2
+    assert cloud.starts(6 * 2) == 6 * 2
     assert not cloud.exists
 
 
@@ -237,7 +237,7 @@ def test_variables_arrive_unchanged(cloud, run):
     field = '--config.data.source=folder:it\'s my "data"'
     result = cloud("launch", *NAME, *options, *run, field)
     assert result.returncode == 0, result.stderr
-    assert len(cloud.runs) == 2
+    assert cloud.starts(2) == 2
     for arguments, environment in cloud.runs:
         assert arguments == ["-m", "resa_jax.main", *run[1:], field]
         assert values.items() <= environment.items()
@@ -260,7 +260,7 @@ def test_several_slices(cloud, run):
     create = cloud.commands[0]
     assert {"--node-count=3", "--node-prefix=resa"} <= set(create)
     assert not [word for word in create if word.startswith("--node-id")]
-    assert len(cloud.runs) == 3 * 2
+    assert cloud.starts(3 * 2) == 3 * 2
     for _, environment in cloud.runs:
         flags = environment["LIBTPU_INIT_ARGS"].split()
         assert "--xla_tpu_enable_data_parallel_all_reduce_opt=true" in flags
