@@ -1,6 +1,6 @@
-"""Reading a recipe: the config file, overrides from the command line, and the checks of both.
+"""Reading a recipe: its file, overrides from the command line, and the checks of both.
 
-Nothing heavy is imported here, so that a mistake is answered before JAX starts.
+Imports nothing heavy, so that a mistake is answered before JAX starts.
 """
 
 import difflib
@@ -14,8 +14,10 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
+from resa_jax.consistency import check_consistency
 from resa_jax.errors import UserError
 from resa_jax.fields import Field, defaults
+from resa_jax.image_size import height_width
 from resa_jax.paths import AnyPath, read_text
 from resa_jax.schema import GROUPS, known_fields, method_group
 
@@ -119,7 +121,7 @@ def resolve(config: ConfigDict) -> None:
     if config.final_lr is None:
         config.final_lr = 0.1 * config.base_lr * config.batch_size / 256
     if config.data.resize is None:
-        config.data.resize = config.encoder.image_size
+        config.data.resize = min(height_width(config.encoder.image_size))
     for view in config.views:
         view.size = view.size or config.encoder.image_size
 
@@ -127,16 +129,7 @@ def resolve(config: ConfigDict) -> None:
 def check_config(config: ConfigDict) -> None:
     """Raises a `UserError` for the first field that there is not, or whose value makes no sense."""
     _check_fields(config)
-    if len(config.views) < 2:
-        raise UserError(f"config.views has {len(config.views)} view; two at least are needed.")
-    _check_schedule(config)
-    for name in ("mean", "std"):
-        numbers, channels = config.data[name], config.data.channels
-        if numbers != "auto" and len(numbers) != channels:
-            raise UserError(
-                f"config.data.{name} has {len(numbers)} numbers, and config.data.channels is "
-                f"{channels}: give one for each channel, or 'auto'."
-            )
+    check_consistency(config)
 
 
 def _check_fields(config: ConfigDict) -> None:
@@ -151,35 +144,6 @@ def _check_fields(config: ConfigDict) -> None:
     for name in known:
         if name not in values:
             raise UserError(f"The config lacks the field {name!r}.")
-
-
-def _check_schedule(config: ConfigDict) -> None:
-    if config.steps is None and config.warmup_epochs >= config.epochs:
-        raise UserError(
-            f"config.warmup_epochs is {config.warmup_epochs}, and config.epochs {config.epochs}: "
-            "the warm-up must be shorter than the run."
-        )
-    if config.steps is None and config.lr_drops and max(config.lr_drops) >= config.epochs:
-        raise UserError(
-            f"config.lr_drops is {config.lr_drops}, and config.epochs {config.epochs}: each drop "
-            "must be fewer epochs before the end than the run has."
-        )
-    if config.optimizer.name == "lars" and config.optimizer.final_weight_decay is not None:
-        raise UserError(
-            f"config.optimizer.final_weight_decay is {config.optimizer.final_weight_decay:g}, but "
-            "LARS has one weight decay for the whole run: leave it out, or take another optimizer."
-        )
-    rate = config.base_lr * config.batch_size / 256
-    if config.final_lr is not None and config.final_lr > rate:
-        raise UserError(
-            f"config.final_lr is {config.final_lr:g}; it must be at most the learning rate, "
-            f"{rate:g} (config.base_lr x config.batch_size / 256)."
-        )
-    if config.warmup_start_lr > rate:
-        raise UserError(
-            f"config.warmup_start_lr is {config.warmup_start_lr:g}; it must be at most the "
-            f"learning rate, {rate:g} (config.base_lr x config.batch_size / 256)."
-        )
 
 
 def set_field(config: ConfigDict, name: str, text: str) -> None:

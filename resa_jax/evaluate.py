@@ -23,6 +23,7 @@ from resa_jax.data.check import KINDS, check_source
 from resa_jax.errors import UserError
 from resa_jax.evaluation.protocols import ON_FEATURES, create_protocol
 from resa_jax.image_flags import define_statistics
+from resa_jax.image_size import IMAGE_SIZE, ImageSize
 from resa_jax.paths import AnyPath, as_path, write_whole
 from resa_jax.processes import cluster
 
@@ -47,8 +48,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of classifiers and k-means.")
 _ALL = flags.DEFINE_bool("all_checkpoints", False, "Score every checkpoint of the run.")
 _CACHE = flags.DEFINE_string("cache", None, "Folder for features; default WORKDIR/evaluation.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images; default the encoder's.")
-_RESIZE = flags.DEFINE_integer("resize", None, "Short side before the centre crop.")
+_IMAGE_SIZE = flags.DEFINE_list(
+    "image_size", None, "Side of the images, or height,width; default the encoder's."
+)
+_RESIZE = flags.DEFINE_integer("resize", None, "Short side before the centre crop.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("extract_batch", 256, "Images at a time through the encoder.")
 _ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "Undecodable images.")
 _find_processes = cluster.define_flags()
@@ -129,7 +132,7 @@ def _request(command):
         seed=_SEED.value,
         all_checkpoints=_ALL.value,
         cache=_path(_CACHE.value),
-        image_size=_IMAGE_SIZE.value,
+        image_size=_image_size(),
         resize=_RESIZE.value,
         batch_size=_BATCH.value,
         on_bad_image=_ON_BAD_IMAGE.value,
@@ -149,6 +152,18 @@ def _fields():
     return values
 
 
+def _image_size() -> ImageSize | None:
+    if _IMAGE_SIZE.value is None:
+        return None
+    sides = [int(text) if text.isdecimal() else 0 for text in _IMAGE_SIZE.value]
+    size = sides[0] if len(sides) == 1 else (sides[0], sides[-1])
+    if len(sides) > 2 or not IMAGE_SIZE.fits(size):
+        raise UserError(
+            f"--image_size={','.join(_IMAGE_SIZE.value)} must be a side in pixels, or height,width."
+        )
+    return size
+
+
 def _check_images():
     if not as_path(_ENCODER.value or "", "--encoder=").exists():
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
@@ -156,6 +171,7 @@ def _check_images():
         raise UserError(f"--encoder needs --source=SOURCE: {KINDS}.")
     if _LONG_TAIL.value is not None and not 1 <= _LONG_TAIL.value <= 1e9:
         raise UserError(f"--long_tail={_LONG_TAIL.value:g} must be 1 or more, at most 1e+09.")
+    _image_size()
     options: dict[str, Any] = {"classes": _CLASSES.value, "long_tail": _LONG_TAIL.value}
     check_source(_SOURCE.value, None, split=_SPLIT.value, **options)
     if _test_source() is not None:

@@ -6,7 +6,7 @@ The file runs wherever JAX does, without this package:
 
     from jax import export
     encode = export.deserialize(open("FILE.stablehlo", "rb").read()).call
-    encodings = encode(images)  # uint8 [n, size, size, 3] to float32 [n, d]
+    encodings = encode(images)  # uint8 [n, height, width, 3] to float32 [n, d]
 """
 
 from absl import flags
@@ -15,6 +15,7 @@ from resa_jax.cli import run
 from resa_jax.errors import UserError
 from resa_jax.image_flags import define_statistics
 from resa_jax.paths import as_path
+from resa_jax.weights.files import is_tensor_file
 
 
 _ALL_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -37,6 +38,12 @@ def main(arguments: list[str]) -> None:
     del arguments
     if not as_path(_ENCODER.value, "--encoder=").exists():
         raise UserError(f"--encoder={_ENCODER.value}: there is no such file or folder.")
+    output = as_path(_OUTPUT.value, "--output=")
+    if is_tensor_file(output):
+        raise UserError(
+            f"--output={output}: what is written is StableHLO, as FILE.stablehlo; weights for "
+            "PyTorch are written by resa_jax.convert."
+        )
     for platform in _PLATFORMS.value:
         if platform not in _ALL_PLATFORMS:
             raise UserError(f"--platforms={platform} must be among {', '.join(_ALL_PLATFORMS)}.")
@@ -48,7 +55,6 @@ def main(arguments: list[str]) -> None:
 
     encoder = load_encoder(_ENCODER.value, _ARCH.value, _NETWORK.value, **_statistics())
     serialized = export_stablehlo(encoder, tuple(_PLATFORMS.value))
-    output = as_path(_OUTPUT.value, "--output=")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(serialized)
     print(f"{output} holds {encoder.spec.name} for {', '.join(_PLATFORMS.value)}.")

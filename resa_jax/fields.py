@@ -68,14 +68,14 @@ class Field(NamedTuple):
 
     def wrong(self, value: Any) -> str | None:
         """What a value must be, if it is not that already."""
-        main, *others = alternatives(self.kind)
-        if any(_conforms(value, kind) for kind in others):
-            return None
-        if not _conforms(value, main):
+        kinds = [kind for kind in alternatives(self.kind) if _conforms(value, kind)]
+        if not kinds:
             # A rule for several numbers says how many.
             several = isinstance(value, list | tuple)
             return self.rule.says if several and self.rule else self.kind_in_words
-        return None if self.rule is None or self.rule.fits(value) else self.rule.says
+        if self.rule is None or any(map(_is_word, kinds)) or self.rule.fits(value):
+            return None
+        return self.rule.says
 
     @property
     def kind_in_words(self) -> str:
@@ -110,6 +110,11 @@ def defaults(group: type) -> dict[str, Any]:
 def alternatives(kind: Any) -> tuple[Any, ...]:
     """The kinds that an annotation unites, the one that a rule speaks of first."""
     return get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
+
+
+def _is_word(kind: Any) -> bool:
+    """Whether it is none or a name, of which no rule speaks."""
+    return kind is types.NoneType or get_origin(kind) is Literal
 
 
 def _describe(kind: Any) -> str:

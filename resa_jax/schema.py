@@ -20,6 +20,7 @@ from resa_jax.fields import (
     not_negative,
     positive,
 )
+from resa_jax.image_size import IMAGE_SIZE
 from resa_jax.models.names import ENCODERS
 
 
@@ -115,7 +116,7 @@ class Encoder:
         Rule(f"one of {', '.join(ENCODERS)}", ENCODERS.__contains__),
         "architecture; it decides stem and initialisation",
     )
-    image_size: int = field(224, positive(8192), "side in pixels")
+    image_size: int | tuple[int, int] = field(224, IMAGE_SIZE, "side in pixels, or (height, width)")
     patch_size: int | None = field(None, positive(8192), "of a ViT; none: by the name")
     width: int | None = field(
         None, positive(1e5), "of a ResNet's stem or a ViT's tokens; none: by the name"
@@ -167,7 +168,9 @@ class Data:
         89_478_485, positive(178_956_970), "images with more are bad: they cost too much memory"
     )
     resize: int | None = field(
-        None, positive(8192), "short side before the centre crop; none: the encoder's image size"
+        None,
+        positive(8192),
+        "short side before the centre crop; none: that of the encoder's images",
     )
     classes: str | None = field(None, NOT_EMPTY, "file that lists the classes to keep")
     long_tail: float | None = field(

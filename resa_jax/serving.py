@@ -16,7 +16,7 @@ def export_stablehlo(encoder: Encoder, platforms: tuple[str, ...] = ("cpu",)) ->
       platforms: of jax.export, those that the file is to run on.
 
     Returns:
-      A function from images [n, size, size, c] as the encoder takes them, uint8 or uint16 and
+      A function from images [n, height, width, c] as the encoder takes them, uint8 or uint16 and
       normalised inside, to float32 encodings
       [n, d], in the format of `jax.export`.
     """
@@ -26,7 +26,7 @@ def export_stablehlo(encoder: Encoder, platforms: tuple[str, ...] = ("cpu",)) ->
 
     spec = encoder.spec
     (batch,) = export.symbolic_shape("batch")
-    shape = batch, spec.image_size, spec.image_size, spec.channels
+    shape = batch, *spec.height_width, spec.channels
     images = jax.ShapeDtypeStruct(shape, spec.decoding.dtype)
     return bytes(export.export(jax.jit(encode), platforms=platforms)(images).serialize())
 
@@ -35,7 +35,7 @@ def check_export(encoder: Encoder, serialized: bytes, batches: tuple[int, ...] =
     """The largest difference between an encoder and its export, loaded back, on random images."""
     call = export.deserialize(bytearray(serialized)).call
     spec, rng = encoder.spec, np.random.default_rng(0)
-    how, shape = spec.decoding, (spec.image_size, spec.image_size, spec.channels)
+    how, shape = spec.decoding, (*spec.height_width, spec.channels)
     worst = 0.0
     for batch in batches:
         images = rng.integers(how.white, size=(batch, *shape), dtype=how.dtype, endpoint=True)

@@ -44,7 +44,7 @@ def make_run(workdir: Path, *overrides: str, steps: tuple[int, ...] = (2, 4)) ->
         workdir / "encoder",
         EncoderSpec.from_config(config),
         state.ema_params["encoder"],
-        state.ema_batch_stats["encoder"],
+        state.ema_batch_stats.get("encoder", {}),
         network="ema",
         step=step,
     )

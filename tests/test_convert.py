@@ -202,7 +202,7 @@ def test_architecture_from_shapes(name, tmp_path):
         assert infer_spec(tmp_path, tensors, name, full=False).image_size == 32
         return
     if name.startswith("vit_s16"):
-        table = sincos_table(384, 14, rows_first=name == "vit_s16_mocov3")
+        table = sincos_table(384, 14, 14, rows_first=name == "vit_s16_mocov3")
         tensors["pos_embed"] = table[None].astype(np.float32)
     spec = infer_spec(tmp_path, tensors, None, full=False)
     assert spec == EncoderSpec(name, image_size=224, resize=256)
@@ -244,12 +244,12 @@ def test_a_position_table_in_the_file_is_used(tmp_path):
     write_tensors(path, tensors, asdict(encoder[0]))
     table = load_encoder(path).params["encoder"]["pos_embed"]
     np.testing.assert_array_equal(table, tensors["pos_embed"])
-    assert not np.allclose(table[0], sincos_table(64, 4, rows_first=False), atol=0.1)
+    assert not np.allclose(table[0], sincos_table(64, 4, 4, rows_first=False), atol=0.1)
 
 
 def test_another_ones_position_table_is_remarked(tmp_path):
     tensors = weights(torch_layouts.ENCODERS["vit_s16"]())
-    tensors["pos_embed"] = sincos_table(384, 14, rows_first=True)[None].astype(np.float32)
+    tensors["pos_embed"] = sincos_table(384, 14, 14, rows_first=True)[None].astype(np.float32)
     checkpoint = sort_networks(read_tensors(save(tmp_path / "vit.safetensors", tensors)))
     inferred = encoder_from_torch(checkpoint)
     assert inferred.encoder[0].name == "vit_s16_mocov3"

@@ -337,11 +337,11 @@ def test_wrappers_come_off(wrapping, tmp_path):
 @pytest.mark.slow
 def test_pretraining_goes_on_from_dinov2(tmp_path):
     """From a folder of Hugging Face's, at another image size than the weights'."""
-    config = {"model_type": "dinov2", "num_attention_heads": 6, "hidden_size": 384}
-    folder_of(tmp_path, config, shapes=SCALED)
+    released = {"model_type": "dinov2", "num_attention_heads": 6, "hidden_size": 384}
+    folder_of(tmp_path, released, shapes=SCALED)
     changes = {"encoder.name": "dinov2_s14", "encoder.image_size": 28, "encoder.width": None}
-    _, state = initial_state(resa_jax.get_config("digits:smoke", **changes), 0)
-    state = initialize_from(str(tmp_path), state, "dinov2_s14")
+    config = resa_jax.get_config("digits:smoke", init_from=str(tmp_path), **changes)
+    state = initialize_from(config, initial_state(config, 0)[1])
     theirs = load_encoder(tmp_path).params["encoder"]
     table = resize_positions(theirs.pop("pos_embed"), 2, 2)
     for trees in (state.params, state.ema_params):

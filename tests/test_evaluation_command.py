@@ -117,7 +117,7 @@ def test_all_checkpoints_are_clustered(digits, workdir):
     ("changes", "protocol", "words"),
     [
         ({"source": "plain"}, "knn-cifar", "has no labels, which protocol knn-cifar needs"),
-        ({"resize": 4}, "knn-cifar", "--resize=4 is smaller than the 8 pixels"),
+        ({"resize": 4}, "knn-cifar", "--resize=4 is too small for the 8 px"),
         ({"source": "test", "test_source": None}, "knn-weighted", None),
     ],
 )

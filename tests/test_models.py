@@ -464,7 +464,7 @@ def test_bfloat16_is_near_float32():
 
 
 def test_position_tables():
-    ours, mocov3 = (sincos_table(32, 5, rows_first=rows_first) for rows_first in (False, True))
+    ours, mocov3 = (sincos_table(32, 5, 5, rows_first=rows_first) for rows_first in (False, True))
     assert ours.shape == (26, 32)
     assert ours.dtype == np.float64
     assert np.all(ours[0] == 0)
@@ -481,7 +481,7 @@ def test_position_tables():
             np.testing.assert_allclose(ours[1 + 5 * row + column], expected, atol=1e-12)
     for name, table in (("vit_s16", False), ("vit_s16_mocov3", True)):
         params = initial(lambda name=name: create_tiny(name), "pos_embed")
-        expected = sincos_table(64, 4, rows_first=table).astype(np.float32)
+        expected = sincos_table(64, 4, 4, rows_first=table).astype(np.float32)
         np.testing.assert_array_equal(params["pos_embed"][0], expected)
 
 

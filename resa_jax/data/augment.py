@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from resa_jax.data import color
+from resa_jax.data.boxes import center_boxes, random_boxes
 from resa_jax.data.resample import resample, resampling_matrix
 from resa_jax.data.view import Interpolation, View
+from resa_jax.image_size import ImageSize, height_width
 
 
 # Each operator's own number for its random key. They must never change: runs resume by them.
 _CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE = range(6)
-_TRIES = 10
 
 
 def augment(
@@ -33,7 +34,7 @@ def augment(
     std: Sequence[float],
     white: int = 255,
 ) -> tuple[Float[Array, "n ..."], ...]:
-    """Makes each of the views of each image, normalised: float32 [n, size, size, c].
+    """Makes each of the views of each image, normalised: float32 [n, h, w, c].
 
     The operators, their order and distributions are torchvision's on Pillow images: crop, colour
     jitter, grayscale, blur, solarise, flip; then (x / 255 - mean) / std. Jitter, grayscale
@@ -45,7 +46,8 @@ def augment(
       mean, std: of the channels, for values 0..1.
       white: the pixels' highest value.
     """
-    planes, sizes = _planes(images), jnp.asarray(sizes)
+    shapes = [_shape(view) for view in views]
+    planes, sizes = _set_upright(_planes(images), jnp.asarray(sizes), shapes)
     results = []
     for number, view in enumerate(views):
         pixels = _make_view(jax.random.fold_in(key, number), planes, sizes, view, white)
@@ -64,34 +66,50 @@ def center_crop(
     images: UInt[Array | np.ndarray, "n a b c"],
     sizes: Int[Array | np.ndarray, "n 3"],
     *,
-    size: int,
+    size: ImageSize,
     resize: int,
     interpolation: Interpolation,
     white: int = 255,
-) -> Float[Array, "n size size c"]:
+) -> Float[Array, "n h w c"]:
     """torchvision's Resize(resize) and CenterCrop(size): whole numbers 0..white.
 
     The short side becomes `resize` pixels long, and `size` <= `resize` pixels of each side stay. An
-    image that already is `resize` x `resize` keeps its pixels.
+    image that already is `resize` x `resize` keeps its pixels. Where `size` is no square, the image
+    becomes as small as covers the same shape with a short side of `resize`.
     """
+    shape = height_width(size)
+    planes, sizes = _set_upright(_planes(images), jnp.asarray(sizes), (shape,))
     sizes, turned = _unpack(sizes)
-    short = sizes.min(axis=1, keepdims=True)
-    resized = resize * sizes // short  # of each side
-    start = jnp.round((resized - size) / 2)
+    cover = [(2 * resize * side + min(shape)) // (2 * min(shape)) for side in shape]
+    height, width = sizes[:, 0], sizes[:, 1]
+    by_height = cover[0] * width >= cover[1] * height
+    resized = jnp.stack(
+        [
+            jnp.where(by_height, cover[0], cover[1] * height // width),
+            jnp.where(by_height, cover[0] * width // height, cover[1]),
+        ],
+        axis=1,
+    )
+    start = jnp.round((resized - jnp.array(shape)) / 2)
     rows, columns = (
         resampling_matrix(
             jnp.zeros_like(sizes[:, axis]),
             sizes[:, axis],
-            size=size,
-            canvas=images.shape[1 + axis],
+            size=shape[axis],
+            canvas=planes.shape[2 + axis],
             interpolation=interpolation,
             output_length=resized[:, axis],
             output_start=start[:, axis].astype(jnp.int32),
         )
         for axis in (0, 1)
     )
-    pixels = _upright(resample(_planes(images), rows, columns, white), turned)
+    pixels = _upright(resample(planes, rows, columns, white), turned)
     return pixels.transpose(0, 2, 3, 1)
+
+
+def _shape(view: View) -> tuple[int, int]:
+    assert view.size is not None  # a recipe's views have got it by now
+    return height_width(view.size)
 
 
 def _planes(images: UInt[Array | np.ndarray, "n a b c"]) -> Float[Array, "n c a b"]:
@@ -106,7 +124,27 @@ def _unpack(
     return sizes[:, :2], sizes[:, 2] == 1
 
 
-def _upright(pixels: Float[Array, "n c s s"], turned: Bool[Array, "n"]) -> Float[Array, "n c s s"]:
+def _set_upright(
+    planes: Float[Array, "n c a b"],
+    sizes: Int[Array, "n 3"],
+    shapes: Sequence[tuple[int, int]],
+) -> tuple[Float[Array, "n c a2 b"], Int[Array, "n 3"]]:
+    """Images and sizes with none turned, where one of the shapes to be made is no square.
+
+    A square result is turned instead, which costs less; that of another shape would be another.
+    """
+    height, width = planes.shape[2:]
+    if height >= width or all(rows == columns for rows, columns in shapes):
+        return planes, sizes
+    planes = jnp.pad(planes, ((0, 0), (0, 0), (0, width - height), (0, 0)))
+    turned = sizes[:, 2] == 1
+    upright = jnp.where(turned[:, None], sizes[:, [1, 0]], sizes[:, :2])
+    return _upright(planes, turned), jnp.pad(upright, ((0, 0), (0, 1)))
+
+
+def _upright(pixels: Float[Array, "n c h w"], turned: Bool[Array, "n"]) -> Float[Array, "n c h w"]:
+    if pixels.shape[2] != pixels.shape[3]:  # no image lies turned
+        return pixels
     return jnp.where(turned[:, None, None, None], pixels.swapaxes(2, 3), pixels)
 
 
@@ -116,7 +154,7 @@ def _make_view(
     sizes: Int[Array, "n 3"],
     view: View,
     white: int,
-) -> Float[Array, "n c size size"]:
+) -> Float[Array, "n c h w"]:
     keys = [jax.random.fold_in(key, operator) for operator in range(6)]
     num_images = len(planes)
 
@@ -159,7 +197,8 @@ def _crop_and_flip(
     sizes: Int[Array, "n 3"],
     view: View,
     white: int,
-) -> Float[Array, "n c size size"]:
+) -> Float[Array, "n c h w"]:
+    shape = _shape(view)
     sizes, turned = _unpack(sizes)
 
     def swapped(pairs: Array) -> Array:
@@ -167,16 +206,16 @@ def _crop_and_flip(
         return jnp.where(turned[:, None], pairs[:, ::-1], pairs)
 
     if view.crop == "random":
-        boxes = random_boxes(crop_key, swapped(sizes), view.crop_scale, view.crop_ratio)
+        low, high = (ratio * shape[1] / shape[0] for ratio in view.crop_ratio)
+        boxes = random_boxes(crop_key, swapped(sizes), view.crop_scale, (low, high))
     else:
-        boxes = center_boxes(swapped(sizes))
+        boxes = center_boxes(swapped(sizes), shape)
     start, length = swapped(boxes[:, :2]), swapped(boxes[:, 2:])
-    assert view.size is not None  # a recipe's views have got it by now
     rows, columns = (
         resampling_matrix(
             start[:, axis],
             length[:, axis],
-            size=view.size,
+            size=shape[axis],
             canvas=planes.shape[2 + axis],
             interpolation=view.interpolation,
         )
@@ -188,54 +227,6 @@ def _crop_and_flip(
         rows = jnp.where((flipped & turned)[:, None, None], rows[:, ::-1], rows)
         columns = jnp.where((flipped & ~turned)[:, None, None], columns[:, ::-1], columns)
     return _upright(resample(planes, rows, columns, white), turned)
-
-
-def random_boxes(
-    key: Key[Array, ""],
-    sizes: Int[Array | np.ndarray, "n 2"],
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> Int[Array, "n 4"]:
-    """Boxes (top, left, height, width) distributed as torchvision's RandomResizedCrop has them.
-
-    Of ten candidates, with the area uniform in `scale` times the image's area and the logarithm of
-    width over height uniform in that of `ratio`, the first that fits inside of the image is taken,
-    at a uniform place; where none fits, the largest centred box whose ratio is in range.
-    """
-    height, width = sizes[:, :1].astype(jnp.float32), sizes[:, 1:].astype(jnp.float32)
-    area_key, ratio_key, place_key = jax.random.split(key, 3)
-    shape = (len(sizes), _TRIES)
-    area = height * width * jax.random.uniform(area_key, shape, minval=scale[0], maxval=scale[1])
-    log_ratio = jax.random.uniform(
-        ratio_key, shape, minval=math.log(ratio[0]), maxval=math.log(ratio[1])
-    )
-    box_width = jnp.round(jnp.sqrt(area * jnp.exp(log_ratio)))
-    box_height = jnp.round(jnp.sqrt(area / jnp.exp(log_ratio)))
-    fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
-    first = jnp.argmax(fits, axis=1, keepdims=True) == jnp.arange(_TRIES)
-    box = jnp.stack([(box_height * first).sum(axis=1), (box_width * first).sum(axis=1)], axis=1)
-    extent = jnp.concatenate([height, width], axis=1)
-    uniform = jax.random.uniform(place_key, (len(sizes), 2))
-    start = jnp.minimum(jnp.floor(uniform * (extent - box + 1)), extent - box)
-
-    whole_ratio = width / height
-    fallback = jnp.concatenate(
-        [
-            jnp.where(whole_ratio < ratio[0], jnp.round(width / ratio[0]), height),
-            jnp.where(whole_ratio > ratio[1], jnp.round(height * ratio[1]), width),
-        ],
-        axis=1,
-    )
-    some_fit = fits.any(axis=1, keepdims=True)
-    box = jnp.where(some_fit, box, fallback)
-    start = jnp.where(some_fit, start, jnp.floor((extent - fallback) / 2))
-    return jnp.concatenate([start, box], axis=1).astype(jnp.int32)
-
-
-def center_boxes(sizes: Int[Array | np.ndarray, "n 2"]) -> Int[Array, "n 4"]:
-    """The largest centred square of each image, as (top, left, height, width)."""
-    side = sizes.min(axis=1, keepdims=True)
-    return jnp.concatenate([(sizes - side) // 2, side, side], axis=1)
 
 
 def _jitter(

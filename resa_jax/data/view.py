@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from resa_jax.fields import PROBABILITY, between, field, increasing, not_negative, positive
+from resa_jax.fields import PROBABILITY, between, field, increasing, not_negative
+from resa_jax.image_size import IMAGE_SIZE
 
 
 Crop = Literal["random", "center"]
@@ -17,15 +18,19 @@ class View:
     The defaults are those of the weak view: a resized crop and a flip.
     """
 
-    size: int | None = field(None, positive(8192), "side in pixels; none: the encoder's image size")
+    size: int | tuple[int, int] | None = field(
+        None, IMAGE_SIZE, "side in pixels, or (height, width); none: the encoder's image size"
+    )
     crop: Crop = field(
-        "random", "random: torchvision's RandomResizedCrop; center: the largest centred square"
+        "random",
+        "random: torchvision's RandomResizedCrop; center: the largest centred crop of the view's "
+        "shape",
     )
     crop_scale: tuple[float, float] = field(
         (0.2, 1.0), increasing(1, "shares of the image's area"), "the crop's area over the image's"
     )
     crop_ratio: tuple[float, float] = field(
-        (3 / 4, 4 / 3), increasing(100), "the crop's width over its height"
+        (3 / 4, 4 / 3), increasing(100), "the crop's width over its height, over the view's"
     )
     interpolation: Interpolation = field("bilinear", "antialiased, as in Pillow")
     flip_probability: float = field(0.5, PROBABILITY, "of the horizontal flip")

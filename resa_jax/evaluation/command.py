@@ -20,6 +20,7 @@ from resa_jax.evaluation.feature_sets import read_features, train_and_test
 from resa_jax.evaluation.preprocessing import Preprocessing
 from resa_jax.evaluation.shared_features import SharedFeatures
 from resa_jax.evaluation.training import open_subsets
+from resa_jax.image_size import ImageSize, height_width, size_in_words
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.paths import AnyPath, absolute, is_remote
 from resa_jax.processes.agreement import check_alike
@@ -47,7 +48,7 @@ class Request:
     seed: int = 0
     all_checkpoints: bool = False
     cache: AnyPath | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     resize: int | None = None
     batch_size: int = 256
     on_bad_image: str = "error"
@@ -231,16 +232,17 @@ def _result(protocol, origin: dict, seed: int, train, test, scores: dict) -> dic
 def _preprocessing(protocol, encoder: Encoder, request: Request) -> Preprocessing:
     preprocessing = Preprocessing.of(encoder.spec, protocol.interpolation)
     if request.image_size is not None:
-        side = preprocessing.resize * request.image_size / preprocessing.size
+        old, new = (min(height_width(x)) for x in (preprocessing.size, request.image_size))
+        side = preprocessing.resize * new / old
         preprocessing = dataclasses.replace(
             preprocessing, size=request.image_size, resize=round(side)
         )
     if request.resize is not None:
         preprocessing = dataclasses.replace(preprocessing, resize=request.resize)
-    if preprocessing.resize < preprocessing.size:
+    if preprocessing.resize < min(height_width(preprocessing.size)):
         raise UserError(
-            f"--resize={preprocessing.resize} is smaller than the {preprocessing.size} pixels that "
-            "are cropped from it."
+            f"--resize={preprocessing.resize} is too small for the "
+            f"{size_in_words(preprocessing.size)} that are cropped from it."
         )
     authors = getattr(protocol, "normalization", "matched") == "authors"
     if authors and preprocessing.mean in _CIFAR_MEANS:

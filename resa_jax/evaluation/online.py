@@ -104,13 +104,13 @@ class OnlineEvaluation:
     def pixels(self) -> Float[np.ndarray, "n d"]:
         """The raw images of the training source as rows, what an encoder has to beat."""
         source, rows = self._bank
-        side = self._config.encoder.image_size
+        height, width = self._spec.height_width
         images = []
         for row in rows:
             image, _, index, _ = source.load(row)
             if index == row:  # no stand-in of an undecodable image
-                images.append(np.zeros((side, side, image.shape[2]), np.float32))
-                image = image[:side, :side]
+                images.append(np.zeros((height, width, image.shape[2]), np.float32))
+                image = image[:height, :width]
                 images[-1][: image.shape[0], : image.shape[1]] = image
         return np.stack(images).reshape(len(images), -1)
 

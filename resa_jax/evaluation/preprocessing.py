@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from resa_jax.data.augment import center_crop, normalize
 from resa_jax.data.view import Interpolation
+from resa_jax.image_size import ImageSize
 from resa_jax.models.spec import EncoderSpec, usual_resize
 
 
@@ -14,14 +15,13 @@ class Preprocessing:
     """From an image of any size to the network's input.
 
     Attributes:
-      size: side of the square that the network sees, pixels.
-      resize: short side to which the image is resized before its centre is cropped, pixels.
-      interpolation: "bicubic" or "bilinear", antialiased.
+      size: what the network sees: side of a square, or height and width, pixels.
+      resize, interpolation: see `center_crop`; the latter antialiased.
       mean, std: of the channels, in 0..1.
       white: the images' highest value.
     """
 
-    size: int
+    size: ImageSize
     resize: int
     interpolation: Interpolation
     mean: tuple[float, ...]
@@ -37,7 +37,7 @@ class Preprocessing:
 
     def __call__(
         self, images: UInt[Array, "n a b c"], sizes: Int[Array, "n 3"]
-    ) -> Float[Array, "n s s c"]:
+    ) -> Float[Array, "n h w c"]:
         """Normalised inputs; arguments as `evaluation_batches` gives them."""
         pixels = center_crop(
             images,

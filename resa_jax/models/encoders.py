@@ -5,6 +5,7 @@ import difflib
 from flax import nnx
 
 from resa_jax.errors import UserError
+from resa_jax.image_size import ImageSize, height_width
 from resa_jax.models.names import ENCODERS
 from resa_jax.models.resnet import ResNet
 from resa_jax.models.vit import VITS, ViT, ViTSize
@@ -17,7 +18,7 @@ _SMALL_STEMS = {"resnet18_cifar": "cifar", "resnet18_small": "small"}
 def create_encoder(
     name: str,
     *,
-    image_size: int,
+    image_size: ImageSize,
     patch_size: int | None = None,
     width: int | None = None,
     depth: int | None = None,
@@ -30,8 +31,8 @@ def create_encoder(
     encoder.num_features].
 
     name: one of ENCODERS; it decides the stem and the initialisation.
-    image_size: pixels of a side; sets a ViT's position table. Other sizes can be passed to any
-    encoder.
+    image_size: pixels of a side, or (height, width); sets a ViT's position table. Other sizes can
+    be passed to any encoder.
     patch_size, depth: of a ViT, if other than the name's; depth counts blocks.
     width: channels of a ResNet's stem (64 by name) or a ViT's embedding, whose heads keep their
     size by name.
@@ -80,7 +81,7 @@ def check_encoder_name(name: str) -> None:
 
 
 def _vit_size(
-    name: str, image_size: int, patch_size: int | None, width: int | None, depth: int | None
+    name: str, image_size: ImageSize, patch_size: int | None, width: int | None, depth: int | None
 ) -> ViTSize:
     """The named ViT's sizes with the given ones in their place, checked."""
     size = VITS[name]
@@ -95,7 +96,7 @@ def _vit_size(
     patch = size.patch_size
     if size.depth < 1:
         raise UserError(f"encoder.depth is {size.depth}; a ViT has at least 1 block.")
-    if patch < 1 or image_size < patch or image_size % patch:
+    if patch < 1 or any(side < patch or side % patch for side in height_width(image_size)):
         raise UserError(
             f"encoder.image_size is {image_size}, which patches of {patch} px do not divide: "
             f"use a multiple of {patch}."

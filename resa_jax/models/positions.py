@@ -8,20 +8,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def sincos_table(dim: int, grid: int, *, rows_first: bool) -> np.ndarray:
-    """The fixed position table [1 + grid * grid, dim] in float64; the first row, [CLS]'s, is zero.
+def sincos_table(dim: int, rows: int, columns: int, *, rows_first: bool) -> np.ndarray:
+    """The fixed position table [1 + rows * columns, dim] in float64: [CLS]'s row is zero.
 
     Each half of the channels is (sin, cos) of one coordinate times 10000^(-4k/dim), k < dim / 4.
     The first half encodes the column (MAE's code and the authors'), or the row if rows_first
     (MoCo v3's). Patches run row by row.
     """
     frequencies = 10000.0 ** -(np.arange(dim // 4) / (dim // 4))
-    angles = np.arange(grid)[:, None] * frequencies
-    code = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # [grid, dim / 2]
-    row = np.broadcast_to(code[:, None], (grid, grid, dim // 2))
-    column = np.broadcast_to(code[None, :], (grid, grid, dim // 2))
+    angles = np.arange(max(rows, columns))[:, None] * frequencies
+    code = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # [longer side, dim / 2]
+    row = np.broadcast_to(code[:rows, None], (rows, columns, dim // 2))
+    column = np.broadcast_to(code[None, :columns], (rows, columns, dim // 2))
     halves = (row, column) if rows_first else (column, row)
-    patches = np.concatenate(halves, axis=2).reshape(grid * grid, dim)
+    patches = np.concatenate(halves, axis=2).reshape(rows * columns, dim)
     return np.concatenate([np.zeros((1, dim)), patches])
 
 
@@ -63,21 +63,27 @@ def smooth_bicubic_matrix(n_in: int, n_out: int) -> np.ndarray:
 
 
 def resize_positions(
-    table: Float[Array, "1 tokens d"], rows: int, columns: int, *, smooth: bool = False
+    table: Float[Array, "1 tokens d"],
+    rows: int,
+    columns: int,
+    *,
+    grid: tuple[int, int] | None = None,
+    smooth: bool = False,
 ) -> Float[Array, "1 tokens2 d"]:
-    """A square grid's position table, made one of rows x columns patches; [CLS]'s row stays.
+    """A position table made one of rows x columns patches; [CLS]'s row stays.
 
+    grid: the table's own rows and columns; None: it is a square's.
     smooth: by `smooth_bicubic_matrix` (DINOv2 with registers) and not by `bicubic_matrix`.
     """
-    grid = math.isqrt(table.shape[1] - 1)
-    if (rows, columns) == (grid, grid):
+    old_rows, old_columns = grid or (math.isqrt(table.shape[1] - 1),) * 2
+    if (rows, columns) == (old_rows, old_columns):
         return table
-    patches = table[0, 1:].reshape(grid, grid, -1)
+    patches = table[0, 1:].reshape(old_rows, old_columns, -1)
     matrix = smooth_bicubic_matrix if smooth else bicubic_matrix
     patches = jnp.einsum(
         "ai,bj,ijd->abd",
-        jnp.asarray(matrix(grid, rows), table.dtype),
-        jnp.asarray(matrix(grid, columns), table.dtype),
+        jnp.asarray(matrix(old_rows, rows), table.dtype),
+        jnp.asarray(matrix(old_columns, columns), table.dtype),
         patches,
         precision=jax.lax.Precision.HIGHEST,
     )

@@ -1,7 +1,7 @@
 """What an encoder is, apart from its weights."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from resa_jax.data.decoding import Decoding
 from resa_jax.errors import UserError
+from resa_jax.image_size import ImageSize, from_list, height_width
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.resnet import ResNet
 from resa_jax.models.vit import VITS, ViT
@@ -19,14 +20,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def is_small(image_size: int) -> bool:
+def is_small(image_size: ImageSize) -> bool:
     """Whether images are treated as CIFAR's: not cropped, and scored by its protocols."""
-    return image_size <= 96
+    return max(height_width(image_size)) <= 96
 
 
-def usual_resize(image_size: int) -> int:
+def usual_resize(image_size: ImageSize) -> int:
     """The short side before the centre crop: ImageNet's 256 for 224; small images stay whole."""
-    return image_size if is_small(image_size) else round(image_size * 256 / 224)
+    short = min(height_width(image_size))
+    return short if is_small(image_size) else round(short * 256 / 224)
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,16 @@ class EncoderSpec:
 
     Attributes:
       name: architecture, one of `resa_jax.models.ENCODERS`.
-      image_size: side of the images, pixels.
+      image_size: side of the images in pixels, or height and width.
       patch_size, width, depth: None where the name decides.
       channels: of the images.
       bits, gray_max: of their values, as in `Decoding`.
       mean, std: of the channels, in 0..1, by which images are normalised.
-      resize: short side in pixels to which an image is resized before its centre is cropped.
+      resize: short side in pixels of what an image is resized to before its centre is cropped.
     """
 
     name: str
-    image_size: int
+    image_size: ImageSize
     patch_size: int | None = None
     width: int | None = None
     depth: int | None = None
@@ -56,9 +58,23 @@ class EncoderSpec:
     gray_max: int = 65_535
 
     @property
+    def height_width(self) -> tuple[int, int]:
+        """Of its images, pixels."""
+        return height_width(self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a ViT's patches."""
+        patch = self.patch_size or VITS[self.name].patch_size
+        height, width = self.height_width
+        return height // patch, width // patch
+
+    @property
     def decoding(self) -> Decoding:
         """How its images are decoded; large enough for what is cropped from them."""
-        canvas = max(512, self.resize or 0, usual_resize(self.image_size))
+        short, long = sorted(self.height_width)
+        resize = max(self.resize or 0, usual_resize(self.image_size))
+        canvas = max(512, -(-resize * long // short))
         return Decoding(canvas, gray_max=self.gray_max, channels=self.channels, bits=self.bits)
 
     @property
@@ -72,7 +88,7 @@ class EncoderSpec:
         encoder, data = config["encoder"], config["data"]
         return cls(
             name=encoder["name"],
-            image_size=encoder["image_size"],
+            image_size=from_list(encoder["image_size"]),
             patch_size=encoder["patch_size"],
             width=encoder["width"],
             depth=encoder["depth"],
@@ -83,6 +99,17 @@ class EncoderSpec:
             bits=data["bits"],
             gray_max=data["gray_max"],
         )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "EncoderSpec":
+        """From its fields as JSON has them, tuples as lists.
+
+        Raises:
+          IndexError, KeyError, TypeError, ValueError: they are others.
+        """
+        tuples: dict[str, Any] = {name: tuple(map(float, values[name])) for name in ("mean", "std")}
+        tuples["image_size"] = from_list(values["image_size"])
+        return cls(**{**values, **tuples})
 
     def normalized(
         self, mean: Sequence[float] | None, std: Sequence[float] | None

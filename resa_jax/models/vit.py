@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from resa_jax.errors import UserError
+from resa_jax.image_size import ImageSize, height_width
 from resa_jax.models.layers import Frozen, call_block
 from resa_jax.models.positions import resize_positions, rotations, sincos_table
 from resa_jax.models.stems import ConvStem, PatchEmbed
@@ -107,7 +108,7 @@ class ViT(nnx.Module):
         self,
         size: ViTSize,
         *,
-        image_size: int,
+        image_size: ImageSize,
         channels: int = 3,
         dtype=None,
         remat: bool = False,
@@ -135,9 +136,10 @@ class ViT(nnx.Module):
         if size.registers:
             tokens = 0.02 * jax.random.normal(rngs.params(), (1, size.registers, width))
             registers = nnx.Param(tokens)
+        height, breadth = height_width(image_size)
+        self.grid = height // size.patch_size, breadth // size.patch_size
         if not size.rotary:
-            grid = image_size // size.patch_size
-            sincos = sincos_table(width, grid, rows_first=size.rows_first)[None]
+            sincos = sincos_table(width, *self.grid, rows_first=size.rows_first)[None]
             table = (nnx.Param if size.learned else Frozen)(jnp.asarray(sincos, jnp.float32))
         self.register_tokens, self.pos_embed = registers, table
         for index in range(size.depth):
@@ -167,7 +169,9 @@ class ViT(nnx.Module):
         first, x = self.cls_token[...], x.reshape(n, rows * columns, width)
         if self.pos_embed is not None:
             positions = self.pos_embed[...]
-            positions = resize_positions(positions, rows, columns, smooth=self.smooth)
+            positions = resize_positions(
+                positions, rows, columns, grid=self.grid, smooth=self.smooth
+            )
             first, x = first + positions[:, :1], x + positions[:, 1:].astype(x.dtype)
         parts = [first] if self.register_tokens is None else [first, self.register_tokens[...]]
         others = (jnp.broadcast_to(part, (n, *part.shape[1:])).astype(x.dtype) for part in parts)

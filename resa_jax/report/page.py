@@ -4,6 +4,7 @@ from html import escape
 from statistics import median
 
 from resa_jax.config import fields
+from resa_jax.image_size import size_in_words
 from resa_jax.paths import absolute
 from resa_jax.report.figures import bars_figure
 from resa_jax.report.gallery import Picture
@@ -68,8 +69,8 @@ def _header(record):
     return (
         f"<h1>{escape(absolute(record.workdir).name)}</h1>"
         f'<p class="quiet">{escape(config.method.name)}: {escape(encoder.name)} at '
-        f"{encoder.image_size} px on {escape(config.data.source)}; batch {config.batch_size}, "
-        f"seed {config.seed}; "
+        f"{size_in_words(encoder.image_size)} on {escape(config.data.source)}; "
+        f"batch {config.batch_size}, seed {config.seed}; "
         f"step {last['step']}, epoch {last['epoch']:.1f}.</p>"
         f'<div class="tiles">{shown}</div>'
     )

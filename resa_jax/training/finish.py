@@ -11,6 +11,7 @@ from resa_jax.data.decoding import Decoding
 from resa_jax.errors import UserError
 from resa_jax.evaluation.clustering import compare_features, format_table
 from resa_jax.evaluation.online import OnlineEvaluation
+from resa_jax.image_size import height_width
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.paths import AnyPath, write_whole
 from resa_jax.training.programs import Programs
@@ -90,7 +91,7 @@ def _compare(programs, evaluation, state):
 
 
 def _usage(workdir, source, size, how):
-    encoder, shape = workdir / "encoder", (1, size, size, how.channels)
+    encoder, shape = workdir / "encoder", (1, *height_width(size), how.channels)
     return f"""The encoder is in {encoder}.
 Use it from the command line:
   python -m resa_jax.evaluate --encoder={encoder} --protocol=knn-weighted --source={source}

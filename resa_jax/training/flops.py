@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from resa_jax.image_size import ImageSize
 from resa_jax.methods.interface import MOMENTUM_VIEWS
 from resa_jax.models.spec import EncoderSpec
 
@@ -38,7 +39,7 @@ def train_flops(config: ConfigDict, momentum_network: bool) -> float:
     more in the EMA network. Heads and the loss (under 1 %) and rematerialisation do not count.
     """
     spec = EncoderSpec.from_config(config)
-    passes: dict[int, int] = {}
+    passes: dict[ImageSize, int] = {}
     for number, view in enumerate(config.views):
         ema = momentum_network and number < MOMENTUM_VIEWS
         passes[view.size] = passes.get(view.size, 0) + (4 if ema else 3)
@@ -55,7 +56,7 @@ def forward_flops(spec: EncoderSpec) -> float:
     13 % of a ResNet-18's at 34), so the MFU of ConvNets is a little lower than by the usual count.
     """
     graphdef, state = nnx.split(spec.create())
-    image = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, spec.channels), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *spec.height_width, spec.channels), jnp.float32)
     forward = jax.jit(lambda state, image: nnx.merge(graphdef, state)(image, train=False))
     costs: Any = forward.lower(state, image).cost_analysis()
     return costs["flops"]

@@ -1,16 +1,17 @@
 """Starting a run from weights that are there already."""
 
 import logging
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from resa_jax.errors import UserError
 from resa_jax.models.positions import resize_positions
-from resa_jax.models.vit import VITS, ViTSize
+from resa_jax.models.spec import EncoderSpec
+from resa_jax.models.vit import VITS
 from resa_jax.paths import as_path
 from resa_jax.training.step import TrainState
 from resa_jax.weights.networks import read_networks
@@ -19,31 +20,35 @@ from resa_jax.weights.networks import read_networks
 _LOG = logging.getLogger("resa_jax")
 
 
-def initialize_from(path: str | None, state: TrainState, encoder: str) -> TrainState:
+def initialize_from(config: ConfigDict, state: TrainState) -> TrainState:
     """Puts the weights of `config.init_from`, where given, into a new state.
 
     A full checkpoint of the authors' code fills all networks; an encoder goes into both.
 
     Args:
-      path: weights of any format that `resa_jax.load_encoder` reads; None leaves the state.
-      encoder: the name of the recipe's encoder.
+      config: a resolved recipe, whose `init_from` names weights of any format that
+        `resa_jax.load_encoder` reads; None leaves the state.
 
     Raises:
       UserError: they are of another encoder, or hold layers that the recipe lacks.
     """
+    path, recipe = config.init_from, EncoderSpec.from_config(config)
     if path is None:
         return state
-    spec, networks = read_networks(as_path(path, "config.init_from="), arch=encoder)
-    if spec.name != encoder:
+    spec, networks = read_networks(as_path(path, "config.init_from="), arch=recipe.name)
+    if spec.name != recipe.name:
         raise UserError(
-            f"config.init_from={path} holds a {spec.name}, but config.encoder.name is {encoder}."
+            f"config.init_from={path} holds a {spec.name}, but config.encoder.name is "
+            f"{recipe.name}."
         )
     fields = vars(state)
     for part in ("params", "ema_params"):
         if "encoder" in networks.get(part, {}):
             old = state.params["encoder"]
-            new = _with_positions(networks[part]["encoder"], old, VITS.get(encoder))
-            networks[part]["encoder"] = _with_channels(new, old)
+            new = networks[part]["encoder"]
+            if "pos_embed" in new and spec.grid != recipe.grid:
+                new = _with_positions(new, spec.grid, recipe.grid, VITS[recipe.name].smooth)
+            networks[part] = networks[part] | {"encoder": _with_channels(new, old)}
     lacking = networks["params"].keys() - state.params.keys()
     if lacking:
         raise UserError(
@@ -59,21 +64,14 @@ def initialize_from(path: str | None, state: TrainState, encoder: str) -> TrainS
     return TrainState(**(fields | changed))
 
 
-def _with_positions(new: dict, old: dict, size: ViTSize | None) -> dict:
-    """Weights whose position table, where there is one, is made for the recipe's image size."""
-    if size is None or "pos_embed" not in old or "pos_embed" not in new:
-        return new
-    table, patches = new["pos_embed"], old["pos_embed"].shape[1] - 1
-    if table.shape[1] - 1 == patches:
-        return new
-    _LOG.info(
-        "The position table of %d patches is made one of %d by interpolation.",
-        table.shape[1] - 1,
-        patches,
-    )
-    grid = math.isqrt(patches)
-    resized = resize_positions(jnp.asarray(table), grid, grid, smooth=size.smooth)
-    return new | {"pos_embed": np.asarray(resized)}
+def _with_positions(
+    weights: dict, old: tuple[int, int], new: tuple[int, int], smooth: bool
+) -> dict:
+    """Weights whose position table is made for another grid of patches."""
+    _LOG.info("The position table of %d x %d patches is made one of %d x %d.", *old, *new)
+    table = jnp.asarray(weights["pos_embed"])
+    resized = resize_positions(table, *new, grid=old, smooth=smooth)
+    return weights | {"pos_embed": np.asarray(resized)}
 
 
 def _with_channels(new: dict, old: dict) -> dict:

@@ -105,7 +105,7 @@ def train(
             if state is None:
                 with clock("compile"):
                     state = programs.init()
-                state = initialize_from(config.init_from, state, config.encoder.name)
+                state = initialize_from(config, state)
                 if config.eval.baselines:
                     with clock("evaluation"):
                         writer.write(0, evaluation(*state.evaluated))

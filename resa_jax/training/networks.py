@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from resa_jax.errors import UserError
+from resa_jax.image_size import height_width
 from resa_jax.methods.interface import Method, Outputs
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.network import Network, frozen_mask, split
@@ -67,8 +68,8 @@ def build_network(config: ConfigDict, method: Method, rngs: nnx.Rngs) -> Network
 def create_networks(config: ConfigDict, method: Method) -> Networks:
     """The networks' structures without making any array."""
     network = nnx.eval_shape(lambda: build_network(config, method, nnx.Rngs(0)))
-    side = config.encoder.image_size
-    image = jax.ShapeDtypeStruct((2, side, side, config.data.channels), jnp.float32)
+    shape = 2, *height_width(config.encoder.image_size), config.data.channels
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
     _, embeddings, _ = nnx.eval_shape(lambda n, x: n(x, train=False), network, image)
     drop_path = _drop_path(config.encoder, network.encoder)
     width = embeddings.shape[1]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from resa_jax.errors import UserError
+from resa_jax.image_size import size_in_words
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.infer import find_table, nearest_arch
 from resa_jax.weights.names import Slot
@@ -26,8 +27,8 @@ class Account:
         self.notes: list[str] = []
         if checkpoint.file.spec is None:
             self.notes.append(
-                f"images: {spec.image_size} px, normalised by mean {spec.mean} and std {spec.std} "
-                "(assumed: PyTorch files do not say)"
+                f"images: {size_in_words(spec.image_size)}, normalised by mean {spec.mean} and "
+                f"std {spec.std} (assumed: PyTorch files do not say)"
             )
         if arch in ("vit_s16", "vit_s16_mocov3"):
             tables = set(map(find_table, checkpoint.networks.values())) - {None}

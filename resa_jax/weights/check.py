@@ -47,9 +47,11 @@ def compare_encodings(
 
 
 def fixed_images(spec: EncoderSpec) -> np.ndarray:
-    """Two normalised images [2, s, s, c] by formula; float64 where JAX computes in it."""
-    side = spec.image_size if spec.family == "vit" else min(spec.image_size, 64)
-    row, column, channel = np.indices((side, side, spec.channels))
+    """Two normalised images [2, h, w, c] by formula; float64 where JAX computes in it."""
+    height, width = spec.height_width
+    if spec.family == "convnet":
+        height, width = min(height, 64), min(width, 64)
+    row, column, channel = np.indices((height, width, spec.channels))
     images = [
         np.sin(0.7 * k * row + 0.3 * column + channel) + np.cos(0.2 * k * row) for k in (1, 2)
     ]

@@ -65,6 +65,11 @@ def convert(
             what = f"{len(converted)} tensors"
         elif layout is not None:
             facts = card_facts(encoder[0], str(source), run)
+            if layout == "transformers" and not isinstance(encoder[0].image_size, int):
+                lines.append(
+                    "images: the folder's processor stretches them to the encoder's shape, which "
+                    "here is cut from them; cut those of another shape yourself"
+                )
             write_release(output, layout, encoder[0], encoder_to_torch(*encoder), facts)
             what = f"the encoder in {layout}'s layout"
         else:

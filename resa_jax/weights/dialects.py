@@ -98,11 +98,17 @@ def unwrap(name: str) -> tuple[str, str]:
         name = re.sub(r"^\d+\.", "", rest)  # the place in a list of modules
 
 
-def translate(tensors: Mapping[str, np.ndarray]) -> tuple[Tensors, list[str]]:
+def translate(
+    tensors: Mapping[str, np.ndarray], patches: int | None = None
+) -> tuple[Tensors, list[str]]:
     """An encoder's tensors by torchvision's names (ResNets) or timm's (ViTs), and what is left out.
 
     Separate queries, keys and values become one map, a missing bias one of zeros, a position table
     without [CLS] gets a row of zeros.
+
+    Args:
+      patches: of an image, where it is known; else a table for a square number of tokens is taken
+        for one without [CLS].
 
     Raises:
       ValueError, TypeError or IndexError: tensors of one layer have shapes that do not go together,
@@ -126,7 +132,7 @@ def translate(tensors: Mapping[str, np.ndarray]) -> tuple[Tensors, list[str]]:
     for block in blocks:
         _fuse_attention(named, f"{block}.attn")
         _fuse_gates(named, f"{block}.mlp")
-    _complete_table(named)
+    _complete_table(named, patches)
     return named, left_out
 
 
@@ -174,9 +180,11 @@ def _fuse_gates(tensors: Tensors, name: str) -> None:
                     tensors[f"{name}.{new}.{leaf}"] = tensors.pop(f"{name}.{old}.{leaf}")
 
 
-def _complete_table(tensors: Tensors) -> None:
+def _complete_table(tensors: Tensors, patches: int | None) -> None:
     table = tensors.get("pos_embed")
     if table is None or table.ndim != 3 or "cls_token" not in tensors:
         return
-    if math.isqrt(table.shape[1]) ** 2 == table.shape[1] > 1:
+    if patches is None and math.isqrt(table.shape[1]) ** 2 == table.shape[1] > 1:
+        patches = table.shape[1]
+    if table.shape[1] == patches:
         tensors["pos_embed"] = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)

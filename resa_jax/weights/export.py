@@ -66,9 +66,7 @@ def read_export(path: AnyPath, network: str) -> tuple[EncoderSpec, dict, dict]:
     younger = {"channels", "bits", "gray_max"} - description.keys()
     names = [f.name for f in dataclasses.fields(EncoderSpec) if f.name not in younger]
     with naming_damage(path / DESCRIPTION):
-        values = {name: description[name] for name in names}
-        values |= {name: tuple(map(float, values[name])) for name in ("mean", "std")}
-        spec = EncoderSpec(**values)
+        spec = EncoderSpec.from_json({name: description[name] for name in names})
         spec.create()
     tree = read_tree(path / "weights")
     if _total(tree) != description.get("checksum", _total(tree)):  # exports before 0.2 have none

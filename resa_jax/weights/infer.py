@@ -82,7 +82,7 @@ def find_table(tensors: Mapping[str, np.ndarray]) -> str | None:
     if table is None or table.ndim != 3 or table.shape[2] % 4 or grid < 2:
         return None
     for name in ("vit_s16", "vit_s16_mocov3"):
-        known = sincos_table(table.shape[2], grid, rows_first=VITS[name].rows_first)
+        known = sincos_table(table.shape[2], grid, grid, rows_first=VITS[name].rows_first)
         if table.shape[1:] == known.shape and np.allclose(table[0], known, atol=1e-4):
             return name
     return None

@@ -1,5 +1,6 @@
 """A folder that timm or transformers loads by itself: weights, a config.json, a model card."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -8,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save
 
 from resa_jax.errors import UserError
+from resa_jax.image_size import size_in_words
 from resa_jax.models.resnet import RESNETS, Bottleneck
 from resa_jax.models.spec import EncoderSpec, is_small, usual_resize
 from resa_jax.models.vit import VITS
+from resa_jax.weights.files import write_tensors
 
 
 LAYOUTS = ("timm", "transformers")
@@ -87,7 +89,7 @@ def write_release(
     folder.mkdir(parents=True)
     kind = "timm" if layout == "timm" else _kind(spec.name)
     named = _to_timm(spec, tensors) if kind == "timm" else _to_transformers(kind, tensors)
-    (folder / "model.safetensors").write_bytes(save(named, metadata={"format": "pt"}))
+    write_tensors(folder / "model.safetensors", named, dataclasses.asdict(spec))
     if layout == "timm":
         _write_json(folder / "config.json", _timm_config(spec))
         use = (
@@ -144,7 +146,6 @@ def _sizes(spec: EncoderSpec) -> dict[str, int]:
 
 def _timm_config(spec: EncoderSpec) -> dict[str, Any]:
     model: dict[str, Any] = {"in_chans": spec.channels}
-    features = spec.create().num_features
     if spec.name in VITS:
         sizes = _sizes(spec)
         model |= {"embed_dim": sizes["width"], "depth": sizes["depth"], "num_heads": sizes["heads"]}
@@ -154,12 +155,12 @@ def _timm_config(spec: EncoderSpec) -> dict[str, Any]:
     return {
         "architecture": _TIMM_VITS.get(spec.name, spec.name),
         "num_classes": 0,
-        "num_features": features,
+        "num_features": spec.create().num_features,
         "model_args": model,
         "pretrained_cfg": {
-            "input_size": [spec.channels, spec.image_size, spec.image_size],
+            "input_size": [spec.channels, *spec.height_width],
             "interpolation": "bicubic",
-            "crop_pct": spec.image_size / resize,
+            "crop_pct": min(spec.height_width) / resize,
             "crop_mode": "center",
             "mean": list(spec.mean),
             "std": list(spec.std),
@@ -202,13 +203,18 @@ def _transformers_config(kind: str, spec: EncoderSpec) -> dict[str, Any]:
 
 def _preprocessor(spec: EncoderSpec) -> dict[str, Any]:
     resize = spec.resize or usual_resize(spec.image_size)
+    height, width = spec.height_width
+    resized: dict[str, int] = {"shortest_edge": resize}
+    if height != width:  # no processor covers a shape: images of another are stretched
+        scale = resize / min(height, width)
+        resized = {"height": round(scale * height), "width": round(scale * width)}
     return {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": resize},
+        "size": resized,
         "resample": 3,  # bicubic
-        "do_center_crop": not is_small(spec.image_size) or resize != spec.image_size,
-        "crop_size": {"height": spec.image_size, "width": spec.image_size},
+        "do_center_crop": not is_small(spec.image_size) or resize != min(height, width),
+        "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -275,7 +281,7 @@ def card_facts(spec: EncoderSpec, source: str, run: RunFacts | None) -> dict[str
       source: where the weights come from.
       run: the run that they come from, where there was one.
     """
-    facts = {"Architecture": spec.name, "Image size": f"{spec.image_size} pixels"}
+    facts = {"Architecture": spec.name, "Images": size_in_words(spec.image_size)}
     facts |= {name: ", ".join(map(str, getattr(spec, name))) for name in ("mean", "std")}
     if run is None:
         return facts | {"Converted from": source}

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from resa_jax.errors import UserError
+from resa_jax.image_size import ImageSize
 from resa_jax.models.spec import EncoderSpec, is_small, usual_resize
 from resa_jax.models.vit import VITS
 from resa_jax.paths import AnyPath, read_json
@@ -42,7 +43,7 @@ class Release:
       heads: of a ViT, None where it does not say.
       width: of a ViT, None where it does not say.
       mean, std: by which images are normalised, None where it does not say.
-      image_size: side of the images, None where it does not say.
+      image_size: side of the images, or height and width; None where it does not say.
     """
 
     path: AnyPath
@@ -50,7 +51,7 @@ class Release:
     width: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
 
     @property
     def arch(self) -> str | None:
@@ -60,7 +61,7 @@ class Release:
     def described(self, spec: EncoderSpec) -> EncoderSpec:
         """The encoder's description with what the configuration says of it.
 
-        Its image size counts for ResNets and rotary ViTs; a position table has its own.
+        Its image size counts here for ResNets and rotary ViTs; a position table has its own.
 
         Raises:
           UserError: it has another number of heads.
@@ -72,10 +73,11 @@ class Release:
                 f"{named.heads}, and other numbers of heads are not known here."
             )
         spec = dataclasses.replace(spec, mean=self.mean or spec.mean, std=self.std or spec.std)
-        if self.image_size is None or not (named is None or named.rotary):
+        size = self.image_size
+        if size in (None, spec.image_size) or not (named is None or named.rotary):
             return spec
-        resize = None if is_small(self.image_size) else usual_resize(self.image_size)
-        return dataclasses.replace(spec, image_size=self.image_size, resize=resize)
+        resize = None if is_small(size) else usual_resize(size)
+        return dataclasses.replace(spec, image_size=size, resize=resize)
 
 
 def read_release(folder: AnyPath) -> Release:
@@ -96,7 +98,7 @@ def read_release(folder: AnyPath) -> Release:
         mean, std = _statistics(config.get("pretrained_cfg"), "mean", "std")
         sizes = config.get("model_args")
         sizes = sizes if isinstance(sizes, dict) else {}
-        size = _side(config.get("pretrained_cfg"), "input_size")
+        size = _size(config.get("pretrained_cfg"), "input_size")
         return Release(path, sizes.get("num_heads"), sizes.get("embed_dim"), mean, std, size)
     if not isinstance(kind, str) or kind not in _HUGGING_FACE:
         raise UserError(
@@ -111,18 +113,25 @@ def read_release(folder: AnyPath) -> Release:
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     mean, std = _statistics(said, "image_mean", "image_std")
     cropped = not isinstance(said, dict) or said.get("do_center_crop", True)
-    size = (_side(said, "crop_size") if cropped else None) or _side(said, "size")
-    return Release(path, heads, width, mean, std, size or _side(config, "image_size"))
+    size = (_size(said, "crop_size") if cropped else None) or _size(said, "size")
+    return Release(path, heads, width, mean, std, size or _size(config, "image_size"))
 
 
-def _side(said: Any, name: str) -> int | None:
-    """A side in pixels, as a number, [channels, height, width], or a mapping; None for others."""
+def _size(said: Any, name: str) -> ImageSize | None:
+    """A side in pixels or height and width: a number, a list, or a mapping; None for others.
+
+    Of a list the last two count, as in [channels, height, width].
+    """
     value = said.get(name) if isinstance(said, dict) else None
     if isinstance(value, dict):
-        value = value.get("shortest_edge", value.get("height"))
-    if isinstance(value, list) and len(value) == 3:
-        value = value[1]
-    return value if type(value) is int and 0 < value <= 8192 else None
+        value = value.get(
+            "shortest_edge", [value.get("height"), value.get("width", value.get("height"))]
+        )
+    sides = value[-2:] if isinstance(value, list) and len(value) in (2, 3) else [value, value]
+    height, width = (x if type(x) is int and 0 < x <= 8192 else None for x in sides)
+    if height is None or width is None:
+        return None
+    return height if height == width else (height, width)
 
 
 def _statistics(said: Any, *names: str) -> list[tuple[float, ...] | None]:

@@ -1,11 +1,13 @@
 """A PyTorch file's tensors sorted by network."""
 
+import math
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from resa_jax.errors import UserError
+from resa_jax.models.spec import EncoderSpec
 from resa_jax.weights.dialects import translate, unwrap
 from resa_jax.weights.files import TensorFile
 from resa_jax.weights.names import from_detectron2
@@ -32,12 +34,14 @@ class Checkpoint:
         there; "" for an encoder alone) to tensors by name within the network.
       prefixes: how the file calls them.
       beside: names of tensors that belong to no network that is known here, such as heads.
+      spec: the encoder's description, in files that resa_jax wrote.
     """
 
     file: TensorFile
     networks: dict[str, dict[str, np.ndarray]]
     prefixes: dict[str, str]
     beside: tuple[str, ...] = ()
+    spec: EncoderSpec | None = None
 
     @property
     def is_full(self) -> bool:
@@ -49,8 +53,10 @@ def sort_networks(file: TensorFile) -> Checkpoint:
     """Sorts a file's tensors by network, from the prefixes of their names.
 
     Raises:
-      UserError: two names stand for one tensor, or tensors of one layer do not go together.
+      UserError: two names stand for one tensor, tensors of one layer do not go together, or the
+        file describes its encoder in an unknown way.
     """
+    spec = _described(file)
     names = {full: re.sub(r"^((module|_orig_mod)\.)+", "", full) for full in file.tensors}
     if "stem.conv1.weight" in names.values():
         names = {full: from_detectron2(name) for full, name in names.items()}
@@ -61,12 +67,13 @@ def sort_networks(file: TensorFile) -> Checkpoint:
             for full, name in names.items()
         }
         prefixes = {_CHILDREN[head]: f"{head}.*" for head in heads}
-        return Checkpoint(file, _by_network(file, places), prefixes)
+        return Checkpoint(file, _by_network(file, places), prefixes, spec=spec)
 
     networks, beside = {}, []
+    patches = math.prod(spec.grid) if spec is not None and spec.family == "vit" else None
     for network, tensors in _by_network(file, {f: unwrap(n) for f, n in names.items()}).items():
         try:
-            networks[network], left_out = translate(tensors)
+            networks[network], left_out = translate(tensors, patches)
         except (ValueError, TypeError, IndexError) as error:
             raise UserError(
                 f"{file.path}: tensors of one layer do not go together: {error}."
@@ -79,7 +86,16 @@ def sort_networks(file: TensorFile) -> Checkpoint:
         outside = f"{count(stray, 'tensor')} outside its networks {held}: {some(stray)}"
         raise UserError(f"{file.path} holds {outside}.")
     prefixes = {network: f"the {network}" for network in encoders if network}
-    return Checkpoint(file, encoders or {"": {}}, prefixes, tuple(beside))
+    return Checkpoint(file, encoders or {"": {}}, prefixes, tuple(beside), spec)
+
+
+def _described(file: TensorFile) -> EncoderSpec | None:
+    try:
+        return None if file.spec is None else EncoderSpec.from_json(file.spec)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file.path} describes its encoder in an unknown way ({error})."
+        ) from error
 
 
 def _are_ours(names) -> bool:

@@ -141,17 +141,11 @@ def encoder_to_torch(
 
 def _spec(checkpoint: Checkpoint, network: str, arch: str | None) -> EncoderSpec:
     """The encoder's description: the file's own, or inferred."""
-    file = checkpoint.file
-    if file.spec is None:
+    file, spec = checkpoint.file, checkpoint.spec
+    if spec is None:
         return infer_spec(
             file.path, checkpoint.networks[network], arch, full="projector" in checkpoint.networks
         )
-    try:
-        spec = EncoderSpec(**file.spec | {name: tuple(file.spec[name]) for name in ("mean", "std")})
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{file.path} describes its encoder in an unknown way ({error})."
-        ) from error
     if arch not in (None, spec.name):
         raise UserError(f"{file.path} holds a {spec.name}, not a {arch}.")
     return spec
