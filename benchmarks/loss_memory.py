@@ -20,8 +20,8 @@ import numpy as np
 from absl import flags
 
 from resa_jax.cli import run
-from resa_jax.methods.resa import resa_loss, sinkhorn_knopp
 from resa_jax.methods.resa_blocks import block_size, blocked_resa_loss, sinkhorn_potentials
+from resa_jax.methods.resa_loss import resa_loss, sinkhorn_knopp
 from resa_jax.methods.similarity import cosine_similarity
 
 

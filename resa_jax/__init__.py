@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from resa_jax.apply import encode, score
     from resa_jax.encoder import Encoder, load_encoder
     from resa_jax.errors import UserError
-    from resa_jax.methods.resa import resa_loss, sinkhorn_knopp
+    from resa_jax.methods.resa_loss import resa_loss, sinkhorn_knopp
     from resa_jax.recipes import get_config
     from resa_jax.training.lars import lars
     from resa_jax.training.loop import train
@@ -39,9 +39,9 @@ _HOMES = {
     "get_config": "recipes",
     "lars": "training.lars",
     "load_encoder": "encoder",
-    "resa_loss": "methods.resa",
+    "resa_loss": "methods.resa_loss",
     "score": "apply",
-    "sinkhorn_knopp": "methods.resa",
+    "sinkhorn_knopp": "methods.resa_loss",
     "train": "training.loop",
     "warmup_cosine": "training.schedule",
 }

@@ -7,10 +7,11 @@ from resa_jax.methods.dino import dino_center, dino_loss
 from resa_jax.methods.intl import intl_loss
 from resa_jax.methods.mec import mec_loss
 from resa_jax.methods.mocov3 import mocov3_loss
-from resa_jax.methods.resa import resa_loss, sinkhorn_knopp
+from resa_jax.methods.prototypes import prototype_scores, swav_assignment
+from resa_jax.methods.resa_loss import resa_loss, sinkhorn_knopp
 from resa_jax.methods.simclr import simclr_loss
 from resa_jax.methods.simsiam import simsiam_loss
-from resa_jax.methods.swav import prototype_scores, swav_assignment, swav_loss
+from resa_jax.methods.swav import swav_loss
 from resa_jax.methods.vicreg import vicreg_loss
 from resa_jax.methods.wmse import wmse_loss
 

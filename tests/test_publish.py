@@ -77,6 +77,31 @@ def test_the_library_gives_our_features(tmp_path, name, layout):
     assert error < 1e-5
 
 
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")  # PyTorch's
+@pytest.mark.parametrize("name", ["resnet18", "deit3_s16", "dinov2_s14"])
+def test_onnx_by_way_of_timm(tmp_path, name):
+    """As docs/weights.md has it."""
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    source, folder, file = (tmp_path / part for part in ("encoder", "timm", "own.onnx"))
+    convert(random_export(source, name), folder, layout="timm")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, *model.pretrained_cfg["input_size"])
+    shapes = ({0: "batch"},)
+    torch.onnx.export(model, (images,), file, dynamic_shapes=shapes, external_data=False)
+    ours = resa_jax.load_encoder(source)
+    images = np.random.default_rng(0).integers(
+        256, size=(5, *ours.spec.height_width, 3), dtype=np.uint8
+    )
+    inputs = ((images / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    session = onnxruntime.InferenceSession(file)
+    (found,) = session.run(None, {session.get_inputs()[0].name: inputs.transpose(0, 3, 1, 2)})
+    expected = np.asarray(ours(images))
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 2e-5
+
+
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
 def test_the_folder_says_what_it_holds(tmp_path, layout):
     source = random_export(tmp_path / "encoder", "vit_ti16")

@@ -7,13 +7,14 @@ import pytest
 
 from resa_jax.methods import resa
 from resa_jax.methods.interface import Moment, Outputs
-from resa_jax.methods.resa import ReSA, resa_loss, sinkhorn_knopp
+from resa_jax.methods.resa import ReSA
 from resa_jax.methods.resa_blocks import (
     assignment_figures,
     block_size,
     blocked_resa_loss,
     sinkhorn_potentials,
 )
+from resa_jax.methods.resa_loss import resa_loss, sinkhorn_knopp
 from resa_jax.methods.similarity import cosine_similarity
 from resa_jax.sharding import batch_sharding, create_mesh
 

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from resa_jax.config import resolve
-from resa_jax.methods.resa import sinkhorn_knopp
+from resa_jax.methods.resa_loss import sinkhorn_knopp
 from resa_jax.methods.similarity import cosine_similarity
 from resa_jax.recipes import default_config
 from resa_jax.sharding import batch_sharding, create_mesh, state_sharding

@@ -182,11 +182,12 @@ class BatchReader:
                 return 0
             image, labels[row], used[row], num_bad = self._source.load(int(indices[row]))
             turned = image.shape[0] > room[0]
+            pixels, canvas = _whole_pixels(image), _whole_pixels(images[row])
             if turned:
-                image = image.transpose(1, 0, 2)
-            height, width = image.shape[:2]
+                pixels = pixels.T
+            height, width = pixels.shape
             sizes[row] = height, width, turned
-            images[row, :height, :width] = image
+            canvas[:height, :width] = pixels
             images[row, :height, width:old_width] = 0
             images[row, height:old_height, :old_width] = 0
             used_before[row] = height, width
@@ -194,6 +195,12 @@ class BatchReader:
 
         num_bad = sum(self._pool.map(load, range(len(indices))))
         return _batch(images, sizes, labels, used, num_bad)
+
+
+def _whole_pixels(image: UInt[np.ndarray, "h w c"]) -> np.ndarray:
+    """The same memory, each pixel one element [h, w]: to turn it so takes half the time."""
+    pixel = np.dtype((np.void, image.shape[2] * image.itemsize))
+    return np.ascontiguousarray(image).view(pixel)[..., 0]
 
 
 def _batch(

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resa_jax.fields import field, not_negative, positive
-from resa_jax.methods.health import agreement
+from resa_jax.methods.health import agreement, softmax_entropy
 from resa_jax.methods.interface import Heads, Method, Moment, Outputs
-from resa_jax.methods.similarity import at_least_float32, other_view_pairs
-from resa_jax.methods.swav import prototype_scores
+from resa_jax.methods.prototypes import create_prototypes, prototype_cross_entropy, prototype_scores
+from resa_jax.methods.similarity import at_least_float32
 from resa_jax.models.heads import MLP
-from resa_jax.models.layers import gelu, normal_linear, torch_uniform
+from resa_jax.models.layers import gelu, normal_linear
 
 
 def dino_loss(
@@ -34,23 +34,14 @@ def dino_loss(
     Args:
       student_scores: of every view, small crops included.
       teacher_scores: of the first views; no gradient flows through them.
-      center: subtracted from the raw scores, *before* the division by the temperature. It is the
-        one of the steps before: update it with `dino_center` after the loss.
+      center: subtracted *before* the division by the temperature. It is the one of the steps
+        before: update it with `dino_center` after the loss.
       teacher_temperature: may follow a schedule.
-      student_temperature: of the student's softmax.
     """
     center = at_least_float32(center)
-    targets = [
-        jax.lax.stop_gradient(jax.nn.softmax((at_least_float32(t) - center) / teacher_temperature))
-        for t in teacher_scores
-    ]
-    terms = [
-        -jnp.mean(
-            jnp.sum(q * jax.nn.log_softmax(at_least_float32(s) / student_temperature), axis=1)
-        )
-        for s, q in other_view_pairs(student_scores, targets)
-    ]
-    return jnp.mean(jnp.stack(terms))
+    centred = [at_least_float32(t) - center for t in teacher_scores]
+    targets = [jax.nn.softmax(t / teacher_temperature) for t in centred]
+    return prototype_cross_entropy(student_scores, targets, student_temperature)
 
 
 def dino_center(
@@ -61,11 +52,8 @@ def dino_center(
     The mean is over the *raw* scores of all images of the global batch in all teacher views, not
     over softmaxed scores and not over one view. No gradient flows.
     """
-    means = [jnp.mean(at_least_float32(t), axis=0) for t in teacher_scores]
-    batch_center = sum(means) / len(means)
-    return jax.lax.stop_gradient(
-        momentum * at_least_float32(center) + (1 - momentum) * batch_center
-    )
+    mean = sum(jnp.mean(at_least_float32(t), axis=0) for t in teacher_scores) / len(teacher_scores)
+    return jax.lax.stop_gradient(momentum * at_least_float32(center) + (1 - momentum) * mean)
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ class DINO(Method):
 
     def init(self, key, width) -> dict:
         """The last layer's weight, [k, d], whose rows have length 1 in use (weight norm)."""
-        return {"prototypes": torch_uniform(key, (width, self.num_prototypes)).T}
+        return {"prototypes": create_prototypes(key, self.num_prototypes, width)}
 
     def buffers(self, batch_size, width) -> dict:
         """The centre of the teacher's scores, [k]."""
@@ -113,28 +101,20 @@ class DINO(Method):
         `agreement` of a student's embedding with the teacher's.
         """
         assert target is not None
-        center = buffers["center"]
-        temperature = self._teacher_temperature(moment.epoch)
+        center, temperature = buffers["center"], self._teacher_temperature(moment.epoch)
         with jax.named_scope("loss"):
             student = [prototype_scores(z, online.own["prototypes"]) for z in online.embeddings]
             teacher = [prototype_scores(z, target.own["prototypes"]) for z in target.embeddings]
             loss = dino_loss(student, teacher, center, temperature, self.temperature)
-        metrics = {
-            "center_entropy": _entropy(center / temperature),
-            "teacher_entropy": jnp.mean(_entropy((teacher[0] - center) / temperature)),
+        metrics = agreement(online.embeddings[0], target.embeddings[1]) | {
+            "center_entropy": softmax_entropy(center / temperature),
+            "teacher_entropy": jnp.mean(softmax_entropy((teacher[0] - center) / temperature)),
         }
-        metrics |= agreement(online.embeddings[0], target.embeddings[1])
         center = dino_center(center, teacher, self.center_momentum).astype(center.dtype)
         return loss, {"center": center}, metrics
 
     def _teacher_temperature(self, epoch):
         # By whole epochs, from the start's value to the end's, both of them taken.
-        last = max(self.teacher_temperature_epochs - 1, 1)
-        done = jnp.minimum(jnp.floor(epoch) / last, 1)
+        done = jnp.minimum(jnp.floor(epoch) / max(self.teacher_temperature_epochs - 1, 1), 1)
         warm = self.teacher_temperature_start * (1 - done) + self.teacher_temperature * done
         return jnp.where(epoch < self.teacher_temperature_epochs, warm, self.teacher_temperature)
-
-
-def _entropy(logits):
-    log_p = jax.nn.log_softmax(jax.lax.stop_gradient(logits))
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

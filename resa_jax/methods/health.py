@@ -34,3 +34,15 @@ def agreement(x: Float[Array, "m d"], y: Float[Array, "m d"]) -> dict[str, Float
     """`alignment`, the mean cosine of the rows of two views (1 when they agree); `spread` of x."""
     x, y = jax.lax.stop_gradient((x, y))
     return {"alignment": mean_cosine(x, y)} | spread(x, at_least_float32(x).dtype)
+
+
+def mean_entropy(distributions: Float[Array, "m k"]) -> Float[Array, ""]:
+    """Of the rows, in nats: 0 when each has one entry of 1, ln k when they are uniform."""
+    p = jax.lax.stop_gradient(distributions)
+    return -jnp.mean(jnp.sum(jax.scipy.special.xlogy(p, p), axis=1))
+
+
+def softmax_entropy(logits: Float[Array, "... k"]) -> Float[Array, "..."]:
+    """Of the softmax over the last axis, in nats."""
+    log_p = jax.nn.log_softmax(jax.lax.stop_gradient(logits))
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

@@ -4,7 +4,6 @@ Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster A
 NeurIPS 2020.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,59 +12,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resa_jax.fields import field, not_negative, positive
-from resa_jax.methods.health import agreement
+from resa_jax.methods.health import agreement, mean_entropy
 from resa_jax.methods.interface import MOMENTUM_VIEWS, Heads, Method, Moment, Outputs
-from resa_jax.methods.resa import sinkhorn_knopp
-from resa_jax.methods.similarity import (
-    at_least_float32,
-    cosine_similarity,
-    normalize,
-    other_view_pairs,
+from resa_jax.methods.prototypes import (
+    create_prototypes,
+    prototype_cross_entropy,
+    prototype_scores,
+    swav_assignment,
 )
+from resa_jax.methods.similarity import normalize
 from resa_jax.models.heads import MLP
-from resa_jax.models.layers import torch_uniform
-from resa_jax.sharding import gather_rows, shard_rows
-
-
-def prototype_scores(
-    embeddings: Float[Array, "m d"], prototypes: Float[Array, "k d"]
-) -> Float[Array, "m k"]:
-    """Cosines of the embeddings of *one* view with the prototypes.
-
-    Both sides are normalised and differentiated: normalising the prototypes here (weight norm with
-    a gain of 1) has another gradient than projecting them to the sphere before each step.
-    """
-    return cosine_similarity(embeddings, prototypes)
-
-
-def swav_assignment(
-    scores: Float[Array, "m k"],
-    queue_scores: Float[Array, "q k"] | None = None,
-    epsilon: float = 0.05,
-    num_iterations: int = 3,
-) -> Float[Array, "m k"]:
-    """Assignment of one view's images to the prototypes; rows sum to 1, no gradient flows.
-
-    Section 3.1 of the paper (main_swav.py: distributed_sinkhorn): every iteration gives the
-    prototypes (columns) the same mass, *then* each image (row) a mass of 1. The other order ends
-    with rows that do not sum to 1.
-
-    Args:
-      scores: from `prototype_scores`.
-      queue_scores: those of earlier embeddings. They take part in the balance; only the rows of
-        the batch come back.
-      epsilon: entropy regularisation; smaller is sharper.
-      num_iterations: rounds of column and row normalisation.
-    """
-    if queue_scores is None:
-        return sinkhorn_knopp(scores, epsilon, num_iterations)
-    # The order of the rows does not matter. Interleaved, batch and queue stay on their devices.
-    (m, k), q = scores.shape, len(queue_scores)
-    groups = math.gcd(m, q)
-    both = [at_least_float32(x).reshape(groups, -1, k) for x in (scores, queue_scores)]
-    rows = shard_rows(jnp.concatenate(both, axis=1).reshape(m + q, k))
-    assignment = sinkhorn_knopp(rows, epsilon, num_iterations).reshape(groups, -1, k)
-    return shard_rows(assignment[:, : m // groups].reshape(m, k))
+from resa_jax.sharding import gather_rows
 
 
 def swav_loss(
@@ -82,12 +39,7 @@ def swav_loss(
       scores: of every view, small crops included.
       assignments: of the first views; no gradient flows through them.
     """
-    targets = [jax.lax.stop_gradient(q) for q in assignments]
-    terms = [
-        -jnp.mean(jnp.sum(q * jax.nn.log_softmax(at_least_float32(s) / temperature), axis=1))
-        for s, q in other_view_pairs(scores, targets)
-    ]
-    return jnp.mean(jnp.stack(terms))
+    return prototype_cross_entropy(scores, assignments, temperature)
 
 
 @dataclass(frozen=True)
@@ -117,7 +69,7 @@ class SwAV(Method):
 
     def init(self, key, width) -> dict:
         """The prototypes, [k, d], as the weight of a linear layer without bias."""
-        return {"prototypes": torch_uniform(key, (width, self.num_prototypes)).T}
+        return {"prototypes": create_prototypes(key, self.num_prototypes, width)}
 
     def buffers(self, batch_size, width) -> dict:
         """Normalised embeddings of the first two views, [2, q, d], the newest first."""
@@ -144,8 +96,7 @@ class SwAV(Method):
             loss = swav_loss(scores, assignments, self.temperature)
         first = assignments[0]
         chosen = jnp.zeros(self.num_prototypes, bool).at[jnp.argmax(first, axis=1)].set(True)
-        entropy = -jnp.mean(jnp.sum(jax.scipy.special.xlogy(first, first), axis=1))
-        metrics = {"prototypes_used": jnp.mean(chosen), "assignment_entropy": entropy}
+        metrics = {"prototypes_used": jnp.mean(chosen), "assignment_entropy": mean_entropy(first)}
         return loss, buffers, metrics | agreement(*embeddings[:2])
 
     def _assign(self, view, scores, prototypes, buffers, moment):
