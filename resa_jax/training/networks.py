@@ -1,5 +1,6 @@
 """The two networks of a run: built from a recipe, initialised, and run over the views."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from resa_jax.errors import UserError
 from resa_jax.image_size import height_width
-from resa_jax.methods.interface import Method, Outputs
+from resa_jax.methods.interface import MOMENTUM_VIEWS, Method, Outputs
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.network import Network, frozen_mask, split
 from resa_jax.sharding import for_each_device, on_each_device
@@ -133,9 +134,10 @@ def forward(
 
     A network with BatchNorm sees one view at a time, so that its statistics are of one view over
     the global batch and its running averages move view after view (a joint projector, see `Method`,
-    sees them together). One without sees the views of
-    one size together. (The authors' code puts the views of every ViT together, also of those whose
-    convolutional stem has BatchNorm.)
+    sees them together). One without sees the first two views one at a time, since two do not fit
+    into a TPU's memory on the chip where one does, and small crops of one size together. (The
+    authors' code puts the views of every ViT together, also of those whose convolutional stem has
+    BatchNorm.)
 
     Args:
       reduction: dtype in which the gradient of the parameters, which a device adds up over its rows
@@ -160,7 +162,7 @@ def forward(
             if jax.tree.leaves(batch_stats):
                 outputs = network.views(views)
             else:
-                outputs = _forward_concatenated(network, views)
+                outputs = _forward_crops_together(network, views)
             moved = nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
             return moved, tuple(zip(*outputs, strict=True))
 
@@ -178,16 +180,12 @@ def forward(
     return Outputs(encodings, embeddings, predictions, own), batch_stats
 
 
-def _forward_concatenated(network, views):
-    outputs: list[Any] = [None] * len(views)
-    sizes = [images.shape[1] for images, *_ in views]
-    for size in dict.fromkeys(sizes):
-        group = [i for i, s in enumerate(sizes) if s == size]
-        # Stacked along a new axis, every device keeps its own images of each view.
-        stacked = (
-            jnp.stack(parts, axis=1) for parts in zip(*(views[i] for i in group), strict=True)
-        )
-        results = network(*(x.reshape(-1, *x.shape[2:]) for x in stacked), train=True)
-        for n, i in enumerate(group):
-            outputs[i] = tuple(result[n :: len(group)] for result in results)
+def _forward_crops_together(network, views):
+    outputs = network.views(views[:MOMENTUM_VIEWS])
+    crops = views[MOMENTUM_VIEWS:]
+    for _, group in itertools.groupby(crops, key=lambda view: view[0].shape):
+        parts = list(group)
+        together = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        results = (jnp.split(x, len(parts)) for x in network(*together, train=True))
+        outputs += zip(*results, strict=True)
     return outputs

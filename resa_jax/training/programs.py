@@ -155,11 +155,14 @@ def lower_programs(
       steps_per_epoch, total_steps: of the schedules.
     """
     networks, init, train_step = create_step(config, steps_per_epoch, total_steps)
-    views, how = tuple(View(**view) for view in config.views), Decoding.of(config.data)
+    data, how = config.data, Decoding.of(config.data)
+    views = tuple(View(**view) for view in config.views)
 
     def make_views(step, images, sizes):
-        key = jax.random.fold_in(_keys(config.seed)[1], step)
-        return augment(key, images, sizes, views, config.data.mean, config.data.std, how.white)
+        key, statistics = jax.random.fold_in(_keys(config.seed)[1], step), (data.mean, data.std)
+        made = augment(key, images, sizes, views, *statistics, how.white)
+        # In the dtype that the networks compute in, to which their first layer would bring them.
+        return jax.tree.map(lambda view: view.astype(config.precision), made)
 
     # Shapes first: nothing is made before it is known where it goes.
     shapes = jax.eval_shape(init)
