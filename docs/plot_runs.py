@@ -1,4 +1,4 @@
-"""Draws reference_runs.png and components.png from the metrics of the reference runs beside it.
+"""Draws reference_runs.png, components.png and long.png from the reference runs beside it.
 
 python docs/plot_runs.py
 """
@@ -27,8 +27,10 @@ def main() -> None:
     runs = {}
     for path in sorted((DOCS / "reference_runs").glob("*.jsonl")):
         runs[path.stem] = [json.loads(line) for line in path.read_text().splitlines()]
+    long = {name: runs.pop(name) for name in list(runs) if name.startswith("digits-long")}
     draw_runs(runs)
-    draw_components({name: records for name, records in runs.items() if name.endswith("seed0")})
+    draw_components({"cifar10_seed0": runs["cifar10_seed0"]} | long)
+    draw_long(long)
 
 
 def draw_runs(runs: dict[str, list[dict]]) -> None:
@@ -62,6 +64,19 @@ def draw_components(runs: dict[str, list[dict]]) -> None:
         row[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(DOCS / "components.png", dpi=80)
+
+
+def draw_long(runs: dict[str, list[dict]]) -> None:
+    """The k-means ARI of each component, one panel a seed."""
+    figure, axes = plt.subplots(1, len(runs), figsize=(4 * len(runs), 2.8), sharey=True)
+    for number, (panel, records) in enumerate(zip(axes, runs.values(), strict=True)):
+        for label, component in COMPONENTS.items():
+            draw(panel, records, f"eval/{component}_ari", label)
+        panel.set(title=f"digits, 700 epochs, seed {number}", xlabel="epoch", ylim=(0.4, 1))
+    axes[0].set_ylabel("k-means ARI")
+    axes[0].legend(fontsize=8, loc="lower center", ncols=4)
+    figure.tight_layout()
+    figure.savefig(DOCS / "long.png", dpi=80)
 
 
 def draw(panel, records: list[dict], key: str, label: str) -> None:
