@@ -24,8 +24,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.epochs = 700 if options.long else 110
     config.batch_size = 256
     config.optimizer.name = "adamw"
-    # By a search among 1e-3, 3e-3 and 1e-2 (benchmarks.digits_rates); at SimSiam's best of it, 1e-2,
-    # embeddings keep two dimensions with some seeds.
+    # By a search among 1e-3, 3e-3 and 1e-2 (benchmarks.digits_rates); at SimSiam's best of it,
+    # 1e-2, embeddings keep two dimensions with some seeds.
     config.base_lr = 1e-2 if options.method in ("simclr", "vicreg", "intl", "mec") else 3e-3
     config.weight_decay = 0.01
     config.ema_momentum = 0.98  # a run of 770 steps has no time for 0.996
