@@ -184,7 +184,7 @@ def test_training_and_evaluation(run, tmp_path):
     source = tmp_path / "wide.npz"
     np.savez(source, images=wide, labels=np.arange(64) % 4)
     fields = [f"data.source=npz:{source}", "batch_size=32", "encoder.image_size=(12,28)"]
-    fields += [f"init_from={run / 'encoder'}", "eval.baselines=true"]
+    fields += [f"init_from={run / 'encoder'}", "eval.baselines=true", "views[1].size=(12,20)"]
     fields += ENCODERS["vit" if vit else "resnet"]
     resa_jax.train(load_config("digits:smoke", fields), tmp_path / "run")
     encoder = resa_jax.load_encoder(tmp_path / "run")
