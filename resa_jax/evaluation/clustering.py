@@ -1,14 +1,13 @@
-"""How well features cluster by class: silhouette, k-means, and a table comparing encoders."""
+"""How well features cluster by class: silhouette, k-means, and a table comparing encoders.
+
+scikit-learn is imported where it is used, since no run needs it before its first evaluation.
+"""
 
 import warnings
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
 
 from resa_jax.errors import UserError
 from resa_jax.evaluation.knn import knn_cifar, l2_normalize
@@ -57,10 +56,11 @@ def clustering(
     }
 
 
-def k_means(
-    points: Float[np.ndarray, "n d"], number: int, *, seed: int, num_init: int = 10
-) -> KMeans:
-    """scikit-learn's k-means, fitted; silent where the points are fewer than the clusters."""
+def k_means(points: Float[np.ndarray, "n d"], number: int, *, seed: int, num_init: int = 10) -> Any:
+    """scikit-learn's `KMeans`, fitted; silent where the points are fewer than the clusters."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return KMeans(number, n_init=num_init, random_state=seed).fit(points)
@@ -70,6 +70,10 @@ def partition_agreement(
     clusters: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
 ) -> dict[str, float]:
     """The ari, nmi and accuracy of `clustering` for given clusters."""
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix
+
     counts = contingency_matrix(labels, clusters)
     rows, columns = linear_sum_assignment(counts, maximize=True)
     return {

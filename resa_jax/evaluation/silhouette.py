@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int, Num
-from sklearn.metrics import silhouette_samples as sklearn_silhouette_samples
 
 from resa_jax.errors import UserError
 
@@ -46,7 +45,9 @@ def silhouette_samples(
             len(labels)
         )  # each sample is alone in its cluster; scikit-learn refuses that
     if len(labels) < DENSE_ROWS:
-        return sklearn_silhouette_samples(features.astype(np.float64), labels)
+        from sklearn import metrics  # see `clustering`
+
+        return metrics.silhouette_samples(features.astype(np.float64), labels)
     return blocked_silhouette_samples(features, clusters, counts)
 
 
