@@ -17,11 +17,9 @@ import jax
 import numpy as np
 import sklearn
 from absl import app, flags
+from sklearn.metrics import silhouette_samples as sklearn_silhouette_samples
 
-from resa_jax.evaluation.silhouette import (
-    blocked_silhouette_samples,
-    sklearn_silhouette_samples,
-)
+from resa_jax.evaluation.silhouette import blocked_silhouette_samples
 
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", required=True)
