@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     rates = {name: images / statistics.median(values) for name, values in seconds.items()}
     peer = "import lightly_train, torch; print(lightly_train.__version__, torch.__version__)"
     versions = subprocess.run(
-        [_PYTHON.value, "-c", peer], capture_output=True, text=True, check=True
+        [_PYTHON.value, "-I", "-c", peer], capture_output=True, text=True, check=True
     ).stdout.split()
     result = {
         "benchmark": "lightly_train",
@@ -105,7 +105,7 @@ def _ours(folder: Path, source: Path) -> list[str]:
 
 def _peers(folder: Path, source: Path) -> list[str]:
     arguments = [str(folder / "run"), str(source), str(_EPOCHS.value), str(_BATCH)]
-    return [_PYTHON.value, "-c", _PEER, *arguments]
+    return [_PYTHON.value, "-I", "-c", _PEER, *arguments]  # without our paths
 
 
 if __name__ == "__main__":
