@@ -17,7 +17,7 @@ from ml_collections.config_flags import config_path
 from resa_jax.consistency import check_consistency
 from resa_jax.errors import UserError
 from resa_jax.fields import Field, defaults
-from resa_jax.image_size import height_width
+from resa_jax.image_size import from_list, height_width
 from resa_jax.paths import AnyPath, read_text
 from resa_jax.schema import GROUPS, known_fields, method_group
 
@@ -120,10 +120,11 @@ def resolve(config: ConfigDict) -> None:
     """Fills in the fields that follow from others."""
     if config.final_lr is None:
         config.final_lr = 0.1 * config.base_lr * config.batch_size / 256
+    config.encoder.image_size = size = from_list(config.encoder.image_size)
     if config.data.resize is None:
-        config.data.resize = min(height_width(config.encoder.image_size))
+        config.data.resize = min(height_width(size))
     for view in config.views:
-        view.size = view.size or config.encoder.image_size
+        view.size = size if view.size is None else from_list(view.size)
 
 
 def check_config(config: ConfigDict) -> None:

@@ -19,7 +19,7 @@ def size_in_words(size: ImageSize) -> str:
 
 
 def from_list(size: Any) -> ImageSize:
-    """From JSON, where height and width are a list."""
+    """The same where height and width may be a list, as JSON has them."""
     return size if isinstance(size, int) else (size[0], size[1])
 
 

@@ -124,6 +124,8 @@ def test_sizes_are_checked():
     config = load_config("digits", ["encoder.image_size=(8, 16)"])
     assert config.encoder.image_size == (8, 16) and config.data.resize == 8
     assert all(view.size == (8, 16) for view in config.views)
+    config = resa_jax.get_config("digits", **{"encoder.image_size": [8, 16]})
+    assert config.views[0].size == (8, 16)
     for text in ("(8,)", "(8, 0)", "(8, 8, 3)", "(8, 9000)", "(8.5, 3)", "eight", "0"):
         with pytest.raises(UserError, match=r"config\.encoder\.image_size"):
             load_config("digits", [f"encoder.image_size={text}"])
