@@ -81,7 +81,8 @@ def measure(name: str) -> dict[str, float | None]:
             config, mesh, canvas=(size, size, 3), steps_per_epoch=100, total_steps=1000
         )
         state = programs.init()
-        images = jax.random.normal(jax.random.key(0), (2, config.batch_size, size, size, 3))
+        shape = 2, config.batch_size, size, size, 3
+        images = jax.random.normal(jax.random.key(0), shape, config.precision)
         views = tuple(jax.device_put(view, batch_sharding(mesh)) for view in images)
         loss = float("nan")
 

@@ -340,6 +340,7 @@ def test_pretraining_goes_on_from_dinov2(tmp_path):
     released = {"model_type": "dinov2", "num_attention_heads": 6, "hidden_size": 384}
     folder_of(tmp_path, released, shapes=SCALED)
     changes = {"encoder.name": "dinov2_s14", "encoder.image_size": 28, "encoder.width": None}
+    changes |= {"data.mean": (0.5,) * 3, "data.std": (0.5,) * 3}
     config = resa_jax.get_config("digits:smoke", init_from=str(tmp_path), **changes)
     state = initialize_from(config, initial_state(config, 0)[1])
     theirs = load_encoder(tmp_path).params["encoder"]
