@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 import resa_jax
 from resa_jax.errors import UserError
@@ -100,6 +101,14 @@ def test_onnx_by_way_of_timm(tmp_path, name):
     (found,) = session.run(None, {session.get_inputs()[0].name: inputs.transpose(0, 3, 1, 2)})
     expected = np.asarray(ours(images))
     assert np.abs(found - expected).max() / np.abs(expected).max() < 2e-5
+
+
+def test_counters_of_batches_are_scalars(tmp_path):
+    """As PyTorch has them: transformers refuses another shape."""
+    convert(random_export(tmp_path / "a", "resnet18"), tmp_path / "b", layout="transformers")
+    tensors = load_file(tmp_path / "b" / "model.safetensors")
+    counters = [x for name, x in tensors.items() if name.endswith("num_batches_tracked")]
+    assert len(counters) == 20 and {x.shape for x in counters} == {()}
 
 
 @pytest.mark.parametrize("layout", ["timm", "transformers"])

@@ -123,7 +123,7 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], spec: dict) -> Non
       spec: the encoder's description, of JSON values. It travels in the metadata of `.safetensors`
         or in those that PyTorch keeps with a state dict; others read plain tensors.
     """
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         if path.suffix == ".safetensors":
