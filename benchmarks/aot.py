@@ -5,9 +5,9 @@ python -m benchmarks.aot --topology=v5e:4x4 --config=configs/imagenet_vits.py --
 [--config.FIELD=VALUE ...]
 
 XLA's own compilers for these chips run on a CPU host. TPU: `pip install 'resa_jax[aot]'` brings
-libtpu. CUDA: the two plugin wheels of the installed JAX, without NVIDIA's libraries, as in
-`pip install --no-deps --target=DIR jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION` with DIR on
-PYTHONPATH.
+libtpu. CUDA: the two plugin wheels of the installed JAX and cuDNN, for attention's kernel, as in
+`pip install --no-deps --target=DIR jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION
+nvidia-cudnn-cu13` with DIR on PYTHONPATH.
 
 The file has the figures of the first program, then those of the others under their names:
 `process_order`, the process of each position in the mesh; `peak_bytes_per_device`;

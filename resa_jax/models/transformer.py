@@ -1,18 +1,13 @@
 """The blocks of a ViT, with timm's names."""
 
 import math
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from resa_jax.models.attention import Turns, attend
 from resa_jax.models.layers import PRODUCTS, gelu, uniform, xavier_linear
-from resa_jax.models.positions import rotate
-
-
-Turns = tuple[Float[Array, "t head"], Float[Array, "t head"]]  # see `positions.rotations`
 
 
 class Attention(nnx.Module):
@@ -32,36 +27,7 @@ class Attention(nnx.Module):
         self.proj = xavier_linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n t d"], turns: Turns | None) -> Float[Array, "n t d"]:
-        return self.proj(_attend(self.qkv(x), turns, self.heads))
-
-
-@partial(jax.checkpoint, static_argnums=2)
-def _attend(qkv: Float[Array, "n t _"], turns: Turns | None, heads: int) -> Float[Array, "n t _"]:
-    """Softmax attention, one head after the other: fewer scores at a time stay nearer.
-
-    The heads are cut from the channels, and never an axis of their own, along which a TPU would lay
-    everything out anew.
-
-    The backward pass makes the scores again, which cost little, in the place of keeping them. They
-    are written out, since jax.nn.dot_product_attention takes its softmax in float32 even of
-    float64; here it is float32 at least.
-    """
-    outputs = []
-    parts = jnp.split(qkv, 3 * heads, axis=-1)  # all queries first, then keys, then values
-    for head in range(heads):
-        query, key, value = parts[head::heads]
-        if turns is not None:
-            query, key = rotate(query, *turns), rotate(key, *turns)
-        scores = jnp.einsum(
-            "nqd,nkd->nqk",
-            query * query.shape[-1] ** -0.5,
-            key,
-            precision=PRODUCTS,
-            preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
-        )
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        outputs.append(jnp.einsum("nqk,nkd->nqd", weights, value, precision=PRODUCTS))
-    return jnp.concatenate(outputs, axis=-1)
+        return self.proj(attend(self.qkv(x), turns, self.heads))
 
 
 class MLP(nnx.Module):
