@@ -388,8 +388,12 @@ def test_remat_reaches_every_block(name, remat):
     def forward(params, stats):
         return nnx.merge(graphdef, params, stats)(jnp.zeros((2, 32, 32, 3)), train=True)
 
-    eqns = jax.make_jaxpr(forward)(params, stats).eqns
-    names = [eqn.primitive.name for eqn in eqns]
+    def names_in(jaxpr):
+        for eqn in jaxpr.eqns:
+            name = eqn.primitive.name
+            yield from names_in(eqn.params["jaxpr"]) if name in ("jit", "pjit") else (name,)
+
+    names = list(names_in(jax.make_jaxpr(forward)(params, stats)))
     blocks = sum(key.startswith(("layer", "blocks_")) for key in params)
     kept = sum(name in ("checkpoint", "remat", "remat2") for name in names)
     if name.startswith("vit"):  # whose attention is always made again

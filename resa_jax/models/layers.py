@@ -1,6 +1,7 @@
 """Layers that Flax lacks in PyTorch's form: BatchNorm, initialisers, frozen tensors."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -148,23 +149,24 @@ def call_block(block: nnx.Module, x: Array, *others, train: bool, remat: bool) -
     """Calls block(x, *others, train=train); with remat its activations are computed anew in the
     backward pass.
 
-    The block is split into plain arrays first, so that `jax.checkpoint` sees a pure function and
-    the batch statistics leave it as an ordinary output.
+    The block is split into plain arrays first, and its batch statistics leave as an ordinary
+    output. So JAX sees one pure function in all blocks of one structure, over all views and both
+    networks, and traces it once.
     """
-    if not remat:
-        return block(x, *others, train=train)
     graphdef, *states = nnx.split(block, nnx.Param, nnx.BatchStat)
-
-    @jax.checkpoint
-    def pure(params, stats, x, *others):
-        merged = nnx.merge(graphdef, params, stats)
-        y = merged(x, *others, train=train)
-        return y, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
-
-    y, stats = pure(*map(nnx.to_pure_dict, states), x, *others)
+    function = partial(_call_pure, graphdef, train)
+    call = jax.checkpoint(function) if remat else function
+    y, stats = call(*map(nnx.to_pure_dict, states), x, *others)
     if stats:
         nnx.update(block, stats)
     return y
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _call_pure(graphdef, train, params, stats, x, *others):
+    block = nnx.merge(graphdef, params, stats)
+    y = block(x, *others, train=train)
+    return y, nnx.to_pure_dict(nnx.state(block, nnx.BatchStat))
 
 
 @jax.custom_jvp

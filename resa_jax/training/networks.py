@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from resa_jax.errors import UserError
-from resa_jax.image_size import height_width
 from resa_jax.methods.interface import MOMENTUM_VIEWS, Method, Outputs
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.network import Network, frozen_mask, split
@@ -69,9 +68,8 @@ def build_network(config: ConfigDict, method: Method, rngs: nnx.Rngs) -> Network
 def create_networks(config: ConfigDict, method: Method) -> Networks:
     """The networks' structures without making any array."""
     network = nnx.eval_shape(lambda: build_network(config, method, nnx.Rngs(0)))
-    shape = 2, *height_width(config.encoder.image_size), config.data.channels
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    _, embeddings, _ = nnx.eval_shape(lambda n, x: n(x, train=False), network, image)
+    encoding = jax.ShapeDtypeStruct((2, network.encoder.num_features), jnp.float32)
+    embeddings = nnx.eval_shape(lambda n, x: n(x, train=False), network.projector, encoding)
     drop_path = _drop_path(config.encoder, network.encoder)
     width = embeddings.shape[1]
     frozen = frozen_mask(network)
