@@ -403,6 +403,21 @@ def test_remat_reaches_every_block(name, remat):
         assert kept == blocks * remat
 
 
+def test_remat_does_not_make_attention_once_more():
+    graphdef, params, stats = abstract(lambda: Block(16, 2, dtype=None, rngs=nnx.Rngs(0)))
+    x = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
+
+    def products(remat):
+        def loss(params, x):
+            return call_block(nnx.merge(graphdef, params, stats), x, train=True, remat=remat).sum()
+
+        gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+        return gradient.lower(params, x).as_text().count("stablehlo.dot_general")
+
+    # Anew are the maps to queries, keys and values, behind attention, and into the MLP.
+    assert products(True) == products(False) + 3
+
+
 @pytest.mark.parametrize("kind", ["basic", "bottleneck", "transformer"])
 def test_remat_changes_nothing(kind):
     def create():

@@ -145,9 +145,14 @@ class BatchNorm(nnx.Module):
         return mean, var
 
 
+# Attention makes its scores anew by itself, and would do so twice within a block that is made anew.
+ATTENDED = "attended"
+_KEPT = jax.checkpoint_policies.save_only_these_names(ATTENDED)
+
+
 def call_block(block: nnx.Module, x: Array, *others, train: bool, remat: bool) -> Array:
-    """Calls block(x, *others, train=train); with remat its activations are computed anew in the
-    backward pass.
+    """Calls block(x, *others, train=train); with remat its activations, but for what attention
+    gave, are computed anew in the backward pass.
 
     The block is split into plain arrays first, and its batch statistics leave as an ordinary
     output. So JAX sees one pure function in all blocks of one structure, over all views and both
@@ -155,7 +160,7 @@ def call_block(block: nnx.Module, x: Array, *others, train: bool, remat: bool) -
     """
     graphdef, *states = nnx.split(block, nnx.Param, nnx.BatchStat)
     function = partial(_call_pure, graphdef, train)
-    call = jax.checkpoint(function) if remat else function
+    call = jax.checkpoint(function, policy=_KEPT) if remat else function
     y, stats = call(*map(nnx.to_pure_dict, states), x, *others)
     if stats:
         nnx.update(block, stats)

@@ -4,10 +4,11 @@ import math
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from resa_jax.models.attention import Turns, attend
-from resa_jax.models.layers import PRODUCTS, gelu, uniform, xavier_linear
+from resa_jax.models.layers import ATTENDED, PRODUCTS, gelu, uniform, xavier_linear
 
 
 class Attention(nnx.Module):
@@ -27,7 +28,7 @@ class Attention(nnx.Module):
         self.proj = xavier_linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n t d"], turns: Turns | None) -> Float[Array, "n t d"]:
-        return self.proj(attend(self.qkv(x), turns, self.heads))
+        return self.proj(checkpoint_name(attend(self.qkv(x), turns, self.heads), ATTENDED))
 
 
 class MLP(nnx.Module):
