@@ -159,12 +159,31 @@ def call_block(block: nnx.Module, x: Array, *others, train: bool, remat: bool) -
     networks, and traces it once.
     """
     graphdef, *states = nnx.split(block, nnx.Param, nnx.BatchStat)
-    function = partial(_call_pure, graphdef, train)
-    call = jax.checkpoint(function, policy=_KEPT) if remat else function
-    y, stats = call(*map(nnx.to_pure_dict, states), x, *others)
+    params, stats = map(nnx.to_pure_dict, states)
+    call = partial(_call_pure, graphdef, train)
+    if remat:
+        params, x = _together(params, x)
+        call = jax.checkpoint(call, policy=_KEPT)  # type: ignore[assignment]
+    y, stats = call(params, stats, x, *others)
     if stats:
         nnx.update(block, stats)
     return y
+
+
+@jax.custom_vjp
+def _together(params, x):
+    """The two as they are; in the backward pass one's gradient waits for the other's.
+
+    Else a GPU's compiler puts off the parameters' gradients to the step's end, and what they are
+    made of, the activations, stays for so long.
+    """
+    return params, x
+
+
+_together.defvjp(
+    lambda params, x: ((params, x), None),
+    lambda _, gradient: jax.lax.optimization_barrier(gradient),
+)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
