@@ -172,18 +172,20 @@ def call_block(block: nnx.Module, x: Array, *others, train: bool, remat: bool) -
 
 @jax.custom_vjp
 def _together(params, x):
-    """The two as they are; in the backward pass one's gradient waits for the other's.
+    """The two as they are; in the backward pass on a GPU one's gradient waits for the other's.
 
-    Else a GPU's compiler puts off the parameters' gradients to the step's end, and what they are
-    made of, the activations, stays for so long.
+    Else its compiler puts off the parameters' gradients to the step's end, and what they are made
+    of, the activations, stays for so long. A TPU's compiler does so only while there is room.
     """
     return params, x
 
 
-_together.defvjp(
-    lambda params, x: ((params, x), None),
-    lambda _, gradient: jax.lax.optimization_barrier(gradient),
-)
+def _gradients_together(_, gradients):
+    wait = jax.lax.optimization_barrier
+    return jax.lax.platform_dependent(gradients, cuda=wait, rocm=wait, default=lambda tree: tree)
+
+
+_together.defvjp(lambda params, x: ((params, x), None), _gradients_together)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
