@@ -63,6 +63,7 @@ def with_drop_path():
     return config
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_on_one_device_and_in_parts_on_four():
     config = with_drop_path()
     with jax.enable_x64(True):

@@ -12,6 +12,7 @@ from resa_jax.sharding import check_divisible, create_mesh
 from resa_jax.training.networks import create_networks, forward, init_networks
 
 
+@pytest.mark.slow
 def test_three_steps_are_those_of_one_pass():
     """Without BatchNorm; 40 rows on 4 devices, in parts of 2."""
     config = recipe("vit_s16")

@@ -103,6 +103,7 @@ def test_onnx_by_way_of_timm(tmp_path, name):
     assert np.abs(found - expected).max() / np.abs(expected).max() < 2e-5
 
 
+@pytest.mark.slow
 def test_counters_of_batches_are_scalars(tmp_path):
     """As PyTorch has them: transformers refuses another shape."""
     convert(random_export(tmp_path / "a", "resnet18"), tmp_path / "b", layout="transformers")
@@ -111,6 +112,7 @@ def test_counters_of_batches_are_scalars(tmp_path):
     assert len(counters) == 20 and {x.shape for x in counters} == {()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
 def test_the_folder_says_what_it_holds(tmp_path, layout):
     source = random_export(tmp_path / "encoder", "vit_ti16")

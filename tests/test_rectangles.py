@@ -152,6 +152,7 @@ def run(request, tmp_path_factory):
     return make_run(folder / "run", "encoder.image_size=(8,16)", *ENCODERS[request.param])
 
 
+@pytest.mark.slow
 def test_an_encoder_is_the_same_from_everywhere(run, tmp_path):
     encoder = resa_jax.load_encoder(run)
     assert encoder.spec.image_size == (8, 16)
