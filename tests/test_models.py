@@ -419,23 +419,17 @@ def test_remat_does_not_make_attention_once_more():
 
 
 @pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu", "cpu"])
-def test_with_remat_a_block_s_gradients_leave_together_on_gpus(remat, platform):
+def test_with_remat_a_block_s_gradients_leave_together(remat):
     graphdef, params, stats = abstract(lambda: Block(16, 2, dtype=None, rngs=nnx.Rngs(0)))
     x = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
 
     def loss(params, x):
         return call_block(nnx.merge(graphdef, params, stats), x, train=True, remat=remat).sum()
 
-    gradients = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(params, x)
-    program = gradients.lower(lowering_platforms=(platform,)).as_text()
-    arrays = [
-        text.split(" : ")[1].count("tensor<")
-        for text in program.splitlines()
-        if "stablehlo.optimization_barrier" in text
-    ]
-    gpu = platform in ("cuda", "rocm")
-    assert (len(jax.tree.leaves(params)) + 1 in arrays) == (remat and gpu)
+    jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, x)
+    barriers = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "optimization_barrier"]
+    last = {id(result) for eqn in barriers for result in eqn.outvars}
+    assert all((id(result) in last) == remat for result in jaxpr.jaxpr.outvars)
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck", "transformer"])

@@ -160,11 +160,13 @@ def call_block(block: nnx.Module, x: Array, *others, train: bool, remat: bool) -
     """
     graphdef, *states = nnx.split(block, nnx.Param, nnx.BatchStat)
     params, stats = map(nnx.to_pure_dict, states)
-    call = partial(_call_pure, graphdef, train)
     if remat:
+        # Not traced once: a TPU's compiler makes a slower step of it.
         params, x = _together(params, x)
-        call = jax.checkpoint(call, policy=_KEPT)  # type: ignore[assignment]
-    y, stats = call(params, stats, x, *others)
+        call = jax.checkpoint(partial(_call, graphdef, train), policy=_KEPT)
+        y, stats = call(params, stats, x, *others)
+    else:
+        y, stats = _call_traced_once(graphdef, train, params, stats, x, *others)
     if stats:
         nnx.update(block, stats)
     return y
@@ -172,27 +174,27 @@ def call_block(block: nnx.Module, x: Array, *others, train: bool, remat: bool) -
 
 @jax.custom_vjp
 def _together(params, x):
-    """The two as they are; in the backward pass on a GPU one's gradient waits for the other's.
+    """The two as they are; in the backward pass one's gradient waits for the other's.
 
-    Else its compiler puts off the parameters' gradients to the step's end, and what they are made
-    of, the activations, stays for so long. A TPU's compiler does so only while there is room.
+    Else compilers put off the parameters' gradients to the step's end, and what they are made of,
+    the activations, stays for so long.
     """
     return params, x
 
 
-def _gradients_together(_, gradients):
-    wait = jax.lax.optimization_barrier
-    return jax.lax.platform_dependent(gradients, cuda=wait, rocm=wait, default=lambda tree: tree)
+_together.defvjp(
+    lambda params, x: ((params, x), None),
+    lambda _, gradients: jax.lax.optimization_barrier(gradients),
+)
 
 
-_together.defvjp(lambda params, x: ((params, x), None), _gradients_together)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _call_pure(graphdef, train, params, stats, x, *others):
+def _call(graphdef, train, params, stats, x, *others):
     block = nnx.merge(graphdef, params, stats)
     y = block(x, *others, train=train)
     return y, nnx.to_pure_dict(nnx.state(block, nnx.BatchStat))
+
+
+_call_traced_once = jax.jit(_call, static_argnums=(0, 1))
 
 
 @jax.custom_jvp
