@@ -15,7 +15,9 @@ Turns = tuple[Float[Array, "t head"], Float[Array, "t head"]]  # see `positions.
 
 
 def attend(qkv: Float[Array, "n t _"], turns: Turns | None, heads: int) -> Float[Array, "n t _"]:
-    """Each token's mean of the values, by the softmax of its query with the keys.
+    """Multi-head attention: means of the values, by the softmax of queries with keys over sqrt(d).
+
+    Vaswani et al. (2017), equation 1; float32 at least within the softmax.
 
     NVIDIA's programs hold cuDNN's kernel where it takes the dtype and the heads' width, and all
     others `one_head_at_a_time`. The two differ by what bfloat16 rounds.

@@ -155,8 +155,8 @@ def call_block(block: nnx.Module, x: Array, *others, train: bool, remat: bool) -
     gave, are computed anew in the backward pass.
 
     The block is split into plain arrays first, and its batch statistics leave as an ordinary
-    output. So JAX sees one pure function in all blocks of one structure, over all views and both
-    networks, and traces it once.
+    output. So without remat JAX sees one pure function in all blocks of one structure, over all
+    views and both networks, and traces it once.
     """
     graphdef, *states = nnx.split(block, nnx.Param, nnx.BatchStat)
     params, stats = map(nnx.to_pure_dict, states)
