@@ -9,8 +9,9 @@ libtpu. CUDA: the two plugin wheels of the installed JAX and cuDNN, for attentio
 `pip install --no-deps --target=DIR jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION
 nvidia-cudnn-cu13` with DIR on PYTHONPATH.
 
-The file has the figures of the first program, then those of the others under their names:
-`process_order`, the process of each position in the mesh; `peak_bytes_per_device`;
+The file has `process_order`, the process of each position in the mesh; `model_flops_per_device` of
+a step, as a run's MFU counts them; `state_bytes_per_device` of the train state; then the figures of
+the first program, and those of the others under their names: `peak_bytes_per_device`;
 `flops_per_device`, as the compiler counts them; `donated_bytes_per_device`, reused for the results;
 `collectives`, each with kind, dtype, the bytes that a device is given, and the number of
 operations; `compile_seconds`; and for TPUs `estimated_cycles` by scope, which ranks programs and is
@@ -50,6 +51,7 @@ from resa_jax.config import load_config  # noqa: E402
 from resa_jax.data.decoding import Decoding  # noqa: E402
 from resa_jax.errors import UserError  # noqa: E402
 from resa_jax.sharding import check_divisible, create_mesh  # noqa: E402
+from resa_jax.training.flops import train_flops  # noqa: E402
 from resa_jax.training.programs import lower_programs  # noqa: E402
 
 
@@ -111,6 +113,15 @@ def main(arguments: list[str]) -> None:
         for name in _PROGRAMS.value:
             program = getattr(lowered, name)
             programs[name] = figures(program.lower() if name == "init" else program)
+    result |= {
+        "model_flops_per_device": config.batch_size
+        / mesh.size
+        * train_flops(config, lowered.networks.momentum is not None),
+        "state_bytes_per_device": sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(lowered.abstract_state)
+        ),
+    }
     first = _PROGRAMS.value[0]
     result |= {"program": first} | programs.pop(first) | programs
     Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")

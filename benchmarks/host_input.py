@@ -1,14 +1,14 @@
 """How fast the host delivers images, beside JPEG decoding alone and the authors' PIL chain.
 
 python -m benchmarks.host_input --source=folder:DIR --output=FILE.json [--batch_size=64]
-[--repeats=5]
+[--repeats=5] [--config=configs/imagenet_vits.py]
 
 All figures are of one process on the cores that it may use, medians of the repeats, which take
 turns. In images per second:
   decode_images_per_second: `simplejpeg.decode_jpeg` of the files' bytes from memory, at full size,
     in as many threads as there are cores.
   pipeline_images_per_second: `resa_jax.data.pipeline.batches`, from the files to batches, as the
-    ImageNet recipes set it.
+    recipe sets it.
   pipeline_with_augmentation_images_per_second: the same, and the recipe's two views on the device
     (here mostly a CPU, which then has to do both).
   peer_images_per_second: two views as the authors' torchvision transforms make them with PIL, one
@@ -23,8 +23,10 @@ import multiprocessing
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ from resa_jax.data.view import View
 _SOURCE = flags.DEFINE_string("source", None, "folder:DIR of JPEG photographs.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.", required=True)
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
+_CONFIG = flags.DEFINE_string("config", "configs/imagenet_vits.py", "Recipe of two RGB views.")
 _EPOCHS = 4  # of decoding and of the pipeline, so that its start does not weigh
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Passes of each kind.", lower_bound=1)
 
@@ -53,7 +56,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Passes of each kind.", lower_boun
 def main(arguments: list[str]) -> None:
     """Measures and writes the file."""
     del arguments
-    config = load_config("configs/imagenet_vits.py", [f"data.source={_SOURCE.value}"])
+    config = load_config(_CONFIG.value, [f"data.source={_SOURCE.value}"])
     source = open_source(_SOURCE.value)
     images = source.images
     assert isinstance(images, FolderImages)
@@ -86,7 +89,7 @@ def main(arguments: list[str]) -> None:
     def peer():
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(usable_cores(), spawn) as pool:
-            list(pool.map(_two_views, data, chunksize=16))
+            list(pool.map(_two_views, data, repeat(views), repeat((mean, std)), chunksize=16))
         return len(data)
 
     kinds = {
@@ -111,6 +114,7 @@ def main(arguments: list[str]) -> None:
         "pipeline_of_peer": median["pipeline"]["rate"] / median["peer"]["rate"],
         "consumer_us_per_image": median["pipeline"]["thread_us"],
         "overhead_us_per_image": median["pipeline"]["cpu_us"] - median["decode"]["cpu_us"],
+        "config": _CONFIG.value,
         "images": len(data),
         "batch_size": _BATCH.value,
         "cores": usable_cores(),
@@ -146,61 +150,66 @@ def _is_color(data):
         return False
 
 
-def _two_views(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The weak and the standard view of imagenet_vits, by PIL, normalised as torchvision does."""
+def _two_views(
+    data: bytes, views: Sequence[View], statistics: tuple[Sequence[float], Sequence[float]]
+) -> list[np.ndarray]:
+    """The views as torchvision's transforms make them with PIL, normalised."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    weak = _flip(_resized_crop(image, Image.Resampling.BILINEAR))
-    standard = _resized_crop(image, Image.Resampling.BICUBIC)
-    if random.random() < 0.8:
+    return [_normalized(_view(image, view), *statistics) for view in views]
+
+
+def _view(image, view):
+    image = _resized_crop(image, view)
+    if random.random() < view.jitter_probability:
         jitters = [
-            lambda x: ImageEnhance.Brightness(x).enhance(random.uniform(0.6, 1.4)),
-            lambda x: ImageEnhance.Contrast(x).enhance(random.uniform(0.6, 1.4)),
-            lambda x: ImageEnhance.Color(x).enhance(random.uniform(0.8, 1.2)),
-            _hue,
+            lambda x: ImageEnhance.Brightness(x).enhance(_factor(view.brightness)),
+            lambda x: ImageEnhance.Contrast(x).enhance(_factor(view.contrast)),
+            lambda x: ImageEnhance.Color(x).enhance(_factor(view.saturation)),
+            lambda x: _hue(x, view.hue),
         ]
         random.shuffle(jitters)
         for jitter in jitters:
-            standard = jitter(standard)
-    if random.random() < 0.2:
-        standard = ImageOps.grayscale(standard).convert("RGB")
-    if random.random() < 0.5:
-        standard = standard.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
-    if random.random() < 0.2:
-        standard = ImageOps.solarize(standard, 128)
-    return _normalized(weak), _normalized(_flip(standard))
+            image = jitter(image)
+    if random.random() < view.grayscale_probability:
+        image = ImageOps.grayscale(image).convert("RGB")
+    if random.random() < view.blur_probability:
+        image = image.filter(ImageFilter.GaussianBlur(random.uniform(*view.blur_sigma)))
+    if random.random() < view.solarize_probability:
+        image = ImageOps.solarize(image, 128)
+    return ImageOps.mirror(image) if random.random() < view.flip_probability else image
 
 
-def _resized_crop(image, filter_):
+def _factor(strength):
+    return random.uniform(1 - strength, 1 + strength)
+
+
+def _resized_crop(image, view):
+    filter_ = Image.Resampling[view.interpolation.upper()]
+    result = (view.size, view.size)
     width, height = image.size
     for _ in range(10):
-        area = width * height * random.uniform(0.2, 1.0)
-        ratio = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        area = width * height * random.uniform(*view.crop_scale)
+        ratio = np.exp(random.uniform(*np.log(view.crop_ratio)))
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if w <= width and h <= height:
             left, top = random.randint(0, width - w), random.randint(0, height - h)
-            return image.crop((left, top, left + w, top + h)).resize((224, 224), filter_)
+            return image.crop((left, top, left + w, top + h)).resize(result, filter_)
     side = min(width, height)
-    return ImageOps.fit(image, (side, side)).resize((224, 224), filter_)
+    return ImageOps.fit(image, (side, side)).resize(result, filter_)
 
 
-def _flip(image):
-    return ImageOps.mirror(image) if random.random() < 0.5 else image
-
-
-def _hue(image):
+def _hue(image, strength):
     h, s, v = image.convert("HSV").split()
-    turned = (np.array(h, np.uint8) + np.uint8(random.uniform(-0.1, 0.1) * 255 % 256)).astype(
-        np.uint8
-    )
+    turned = (
+        np.array(h, np.uint8) + np.uint8(random.uniform(-strength, strength) * 255 % 256)
+    ).astype(np.uint8)
     return Image.merge("HSV", (Image.fromarray(turned), s, v)).convert("RGB")
 
 
-def _normalized(image):
+def _normalized(image, mean, std):
     pixels = np.asarray(image, np.float32).transpose(2, 0, 1) / 255
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return (pixels - np.array(mean, np.float32)[:, None, None]) / np.array(std, np.float32)[
-        :, None, None
-    ]
+    mean, std = np.array(mean, np.float32), np.array(std, np.float32)
+    return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
 if __name__ == "__main__":
