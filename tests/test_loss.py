@@ -152,6 +152,8 @@ def test_no_gradient_through_targets_and_assignment():
         np.testing.assert_array_equal(gradient, 0)
     plain = jax.grad(lambda a: resa_loss([z[0], z[1]], [z[1], z[2]], a))(jnp.eye(8))
     np.testing.assert_array_equal(plain, 0)
+    of_scores = jax.grad(lambda s: jnp.sum(sinkhorn_knopp(s) ** 2))(z[0] @ z[1].T)
+    np.testing.assert_array_equal(of_scores, 0)
 
 
 def test_zero_vectors_are_finite():
