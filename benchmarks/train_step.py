@@ -5,14 +5,18 @@ python -m benchmarks.train_step --output=FILE.json [--models=vit_s16,resnet50,re
 
 One step is two views through both networks, the assignment, the loss and the update, on random
 images that are on the device already. An image counts once, whatever its number of views. With a
-peer (`benchmarks.torch_peer`) the two take turns, five of each, in this process; medians.
+peer (`benchmarks.torch_peer`), which has a process of its own as its users' would, the two take
+turns, five of each; medians.
 """
 
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
+from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import jax
@@ -58,9 +62,7 @@ def main(arguments: list[str]) -> None:
         "models": {},
     }
     if _PEER.value != "none":
-        import torch
-
-        results["torch"] = torch.__version__
+        results["torch"] = version("torch")
     for name in _MODELS.value:
         results["models"][name] = figures = measure(name)
         print(name, ", ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
@@ -95,9 +97,10 @@ def measure(name: str) -> dict[str, float | None]:
             jax.block_until_ready(state)
             return (time.perf_counter() - start) / steps
 
-        sides = {"ours": ours}
+        sides, peer = {"ours": ours}, None
         if _PEER.value != "none":
-            sides["peer"] = _peer(config).seconds
+            peer = _Peer(config, _PEER.value == "compiled")
+            sides["peer"] = peer.seconds
         for side in sides.values():
             side(3)
         turns = [{key: side(_STEPS.value) for key, side in sides.items()} for _ in range(5)]
@@ -116,15 +119,10 @@ def measure(name: str) -> dict[str, float | None]:
         "tflop_per_second_per_device": round(rate * flops / 1e12, 3),
         "mfu_percent": None if peak is None else round(100 * rate * flops / peak, 2),
         "last_loss": round(loss, 4),
-    } | _against_peer(seconds)
+    } | ({} if peer is None else _against_peer(seconds, peer.end()))
 
 
-def _against_peer(seconds: dict[str, float]) -> dict[str, float | str | None]:
-    if "peer" not in seconds:
-        return {}
-    import torch
-
-    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+def _against_peer(seconds: dict[str, float], memory: float | None) -> dict[str, float | str | None]:
     return {
         "peer": _PEER.value,
         "peer_milliseconds_per_step": round(seconds["peer"] * 1e3, 3),
@@ -133,7 +131,42 @@ def _against_peer(seconds: dict[str, float]) -> dict[str, float | str | None]:
     }
 
 
-def _peer(config: ConfigDict):
+class _Peer:
+    """PyTorch's step in another process."""
+
+    def __init__(self, config: ConfigDict, compiled: bool):
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(
+            target=_serve, args=(theirs, config.to_dict(), compiled), daemon=True
+        )
+        self._process.start()
+        theirs.close()  # so that its end is seen here
+
+    def seconds(self, steps: int) -> float:
+        """Of one step, the mean of so many."""
+        self._pipe.send(steps)
+        return self._pipe.recv()
+
+    def end(self) -> float | None:
+        """Ends it; the most memory of a GPU that it took, in GiB."""
+        memory = self.seconds(0)
+        self._process.join()
+        return memory
+
+
+def _serve(pipe: Connection, config: dict, compiled: bool) -> None:
+    """In the peer's process: times as many steps as it is told, until it is told none."""
+    import torch
+
+    step = _torch_step(ConfigDict(config), compiled)
+    while steps := pipe.recv():
+        pipe.send(step.seconds(steps))
+    on_gpu = torch.cuda.is_available()
+    pipe.send(torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None)
+
+
+def _torch_step(config: ConfigDict, compiled: bool):
     """PyTorch's step of the same sizes."""
     from benchmarks import torch_peer
 
@@ -158,7 +191,7 @@ def _peer(config: ConfigDict):
         predictor=config.method.predictor,
         adam=config.optimizer.name == "adamw",
         bfloat16=config.precision == "bfloat16",
-        compiled=_PEER.value == "compiled",
+        compiled=compiled,
     )
 
 
