@@ -112,26 +112,26 @@ def gaussian_blur(
     # Weights in whole parts of 2^24, as Pillow has them: it decides how a half is rounded.
     inner = (2**24 / (2 * (whole + fraction) + 1)).astype(jnp.uint32)
     outer = (2**24 - (2 * whole.astype(jnp.uint32) + 1) * inner) // 2
-    whole, inner, outer = (x[:, None, None, None] for x in (whole, inner, outer))
-    reach = int((math.sqrt(4 * max_sigma**2 + 1) - 1) / 2) + 1
     in_bytes = white == 255
     values = images.astype(jnp.uint32) if in_bytes else images
+    whole, inner, outer = (x[:, None, None, None] for x in (whole, inner, outer))
+    reach = int((math.sqrt(4 * max_sigma**2 + 1) - 1) / 2) + 1
+    weights = [
+        jnp.where(distance <= whole, inner, jnp.where(distance == whole + 1, outer, 0))
+        for distance in range(1, reach + 1)
+    ]
     for axis in (3, 3, 3, 2, 2, 2):
         pads = [(0, 0)] * 4
         pads[axis] = (reach, reach)
         padded, size = jnp.pad(values, pads, mode="edge"), images.shape[axis]
-        around, beyond = values, jnp.zeros_like(values)
-        for distance in range(1, reach + 1):
+        total = values * inner
+        for distance, weight in enumerate(weights, start=1):
             left, right = (
                 jax.lax.slice_in_dim(padded, start, start + size, axis=axis)
                 for start in (reach - distance, reach + distance)
             )
-            around += jnp.where(distance <= whole, left + right, 0)
-            beyond += jnp.where(distance == whole + 1, left + right, 0)
-        if in_bytes:
-            values = (around * inner + beyond * outer + 2**23) >> 24
-        else:
-            values = jnp.floor(around * (inner / 2**24) + beyond * (outer / 2**24) + 0.5)
+            total += (left + right) * weight
+        values = (total + 2**23) >> 24 if in_bytes else jnp.floor(total / 2**24 + 0.5)
     return values.astype(images.dtype)
 
 
