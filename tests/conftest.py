@@ -4,8 +4,6 @@ import logging
 import os
 from importlib.metadata import version
 
-from resa_jax.freed_memory import keep_freed_memory
-
 
 # Half the time to compile. JAX 0.12 has it no more, and ends at a flag that it does not know.
 _OLDER_CODE_GENERATOR = ["--xla_cpu_use_fusion_emitters=false"] if version("jax") < "0.12" else []
@@ -22,7 +20,6 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-keep_freed_memory(os.environ)
 # scikit-learn's threads wait for one another while the tests keep all cores busy.
 os.environ["OMP_NUM_THREADS"] = "1"
 
