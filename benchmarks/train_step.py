@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from resa_jax.cli import run
 from resa_jax.config import load_config
+from resa_jax.freed_memory import keep_freed_memory
 from resa_jax.models.resnet import RESNETS, Bottleneck
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.vit import VITS
@@ -196,4 +197,5 @@ def _torch_step(config: ConfigDict, compiled: bool):
 
 
 if __name__ == "__main__":
+    keep_freed_memory(os.environ)  # as resa_jax.main does
     run(main)

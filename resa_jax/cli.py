@@ -8,7 +8,6 @@ from absl import app, flags, logging as absl_logging
 
 from resa_jax.compile_cache import keep_programs
 from resa_jax.errors import UserError
-from resa_jax.freed_memory import keep_freed_memory
 from resa_jax.processes.interrupts import second_interrupt_ends
 from resa_jax.schema import describe_fields
 from resa_jax.terminal import log_to_terminal, reader_is_gone
@@ -61,7 +60,6 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
             sys.exit(_fail(f"{rest[1]!r} is no flag; flags look like --name=value."))
         return rest + passed
 
-    keep_freed_memory(os.environ)
     app.run(guarded, flags_parser=parse)
 
 

@@ -19,6 +19,9 @@ def keep_freed_memory(environment: Mapping[str, str]) -> None:
     anew. What is larger than 64 MB can only stay in the first of malloc's arenas, so that there are
     no more of them than cores; with a single one threads that compile would wait for each other.
 
+    For processes that run a few programs again and again, as training does. With hundreds of
+    different ones small blocks come to lie in what large ones left, and the process grows.
+
     To be called before any thread starts. Nothing changes where a plug-in of JAX may find an
     accelerator, or with another C library.
 

@@ -8,6 +8,8 @@ The processes of a Cloud TPU slice, of srun, Open MPI or an indexed Kubernetes j
 elsewhere each gets --coordinator_address, --num_processes and --process_id.
 """
 
+import os
+
 from absl import flags
 
 from resa_jax.cli import run
@@ -15,6 +17,7 @@ from resa_jax.config import load_config
 from resa_jax.data.check import check_batch_size, check_source
 from resa_jax.data.decoding import Decoding
 from resa_jax.errors import UserError
+from resa_jax.freed_memory import keep_freed_memory
 from resa_jax.paths import as_path
 from resa_jax.processes import cluster
 from resa_jax.workdir import claim_workdir
@@ -58,6 +61,7 @@ def main(arguments: list[str]) -> None:
 
 def command() -> None:
     """`resa-jax`, which is `python -m resa_jax.main`."""
+    keep_freed_memory(os.environ)
     run(main, overrides=True)
 
 
