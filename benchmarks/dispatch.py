@@ -1,7 +1,6 @@
 """What the host spends on handing a step's state to the device and taking it back.
 
 python -m benchmarks.dispatch --output=FILE.json [--config=configs/imagenet_vits.py] [--repeats=5]
-[--config.FIELD=VALUE ...]
 
 Calls a program that takes the recipe's train state, as a step does (compiled before, the state
 donated), and only counts its step on, so that the time is that of the call: flattening the state,
@@ -35,9 +34,9 @@ _CALLS = 200
 
 def main(arguments: list[str]) -> None:
     """Measures and writes the file."""
+    del arguments
     narrow = ["encoder.width=64", "method.hidden_size=64", "method.output_size=64"]
-    overrides = [a.removeprefix("--config.") for a in arguments[1:]]
-    _, init, _ = create_step(load_config(_CONFIG.value, narrow + overrides), 1000, 100_000)
+    _, init, _ = create_step(load_config(_CONFIG.value, narrow), 1000, 100_000)
     state = jax.jit(init)()
     leaves = [leaf.copy() for leaf in jax.tree.leaves(state)]
 
@@ -80,4 +79,4 @@ def _timed(step, state):
 
 
 if __name__ == "__main__":
-    run(main, overrides=True)
+    run(main)
