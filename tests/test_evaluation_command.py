@@ -135,6 +135,7 @@ def test_requests(digits, workdir, changes, protocol, words):
         list(evaluate_encoders([create_protocol(protocol)], request))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "used"),
     [

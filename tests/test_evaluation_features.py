@@ -111,6 +111,7 @@ def test_export_in_its_run_has_the_projector_and_elsewhere_has_not(workdir, digi
         (tmp_path / "encoder").rename(workdir / "encoder")
 
 
+@pytest.mark.slow
 def test_cache_serves_the_same_weights_images_and_preprocessing_only(
     workdir, digits, tmp_path, monkeypatch
 ):

@@ -109,6 +109,7 @@ def test_linear_imagenet_equals_slow_statement(sets):
         assert results[f"rate={rate:g}"]["best"] == pytest.approx(curve[best] | {"epoch": best + 1})
 
 
+@pytest.mark.slow
 def test_finetune_equals_slow_statement(sets, tmp_path, monkeypatch):
     """Encoder and head by optax, BatchNorm in train mode.
 

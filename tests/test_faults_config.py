@@ -47,6 +47,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", method_names())
 def test_every_field_refuses_or_takes_every_value(method):
     """Nothing but a `UserError` that names the field, for thousands of pairs."""
