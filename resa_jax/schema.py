@@ -194,6 +194,12 @@ class Eval:
         10_000, positive(), "of each source; the first ones of a fixed shuffle", resumable=True
     )
     batch_size: int = field(256, positive(1e6), "images at a time", resumable=True)
+    linear_epochs: int = field(
+        100,
+        positive(1e6),
+        "of the linear probe; the paper's protocol takes 500, and all images",
+        resumable=True,
+    )
     baselines: bool = field(False, "also score pixels and the untrained encoder", resumable=True)
     linear_layers: bool = field(
         False,

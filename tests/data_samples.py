@@ -103,7 +103,8 @@ def prepare_tfds(data_dir: Path, name: str, folder: Path, shape: tuple) -> None:
         def _info(self):
             image = tfds.features.Image(shape=shape, encoding_format="jpeg")
             label = tfds.features.ClassLabel(names=sorted({path.parent.name for path in paths}))
-            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            features = {"image": image, "label": label, "file_name": tfds.features.Text()}
+            features = tfds.features.FeaturesDict(features)
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
@@ -111,8 +112,8 @@ def prepare_tfds(data_dir: Path, name: str, folder: Path, shape: tuple) -> None:
 
         def _generate_examples(self):
             for path in paths:
-                key = f"{path.parent.name}/{path.name}"
-                yield key, {"image": str(path), "label": path.parent.name}
+                example = {"image": str(path), "label": path.parent.name, "file_name": path.name}
+                yield f"{path.parent.name}/{path.name}", example
 
     Images.name = name
     Images(data_dir=data_dir, file_format="array_record").download_and_prepare()

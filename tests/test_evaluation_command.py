@@ -16,7 +16,9 @@ from resa_jax.data.sources import open_source
 from resa_jax.encoder import load_encoder
 from resa_jax.errors import UserError
 from resa_jax.evaluation import features, knn
+from resa_jax.evaluation.clustering import fixed_split
 from resa_jax.evaluation.command import Request, evaluate_encoders, find_workdir
+from resa_jax.evaluation.linear import linear_cifar
 from resa_jax.evaluation.online import OnlineEvaluation
 from resa_jax.evaluation.protocols import create_protocol
 from resa_jax.models.network import Network
@@ -178,13 +180,25 @@ def test_scores_during_training_are_those_of_the_protocol(digits, workdir):
             assert scores[f"eval/{layer}_{score}"] == pytest.approx(value, rel=1e-5)
 
 
-def online_evaluation(source, **changes):
-    config = load_config(
-        str(ROOT / "configs/digits.py:smoke"),
-        ["data.mean=(0.3,0.3,0.3)", "data.std=(0.4,0.4,0.4)", "eval.max_images=150"],
-    )
+def online_evaluation(source, *overrides):
+    own = ["data.mean=(0.3,0.3,0.3)", "data.std=(0.4,0.4,0.4)", "eval.max_images=150"]
+    config = load_config(str(ROOT / "configs/digits.py:smoke"), [*own, *overrides])
     networks, state = initial_state(config, 4)
     return OnlineEvaluation(config, networks.evaluated, create_mesh(), source, None), state
+
+
+def test_the_probe_during_training_is_linear_cifar_of_as_many_epochs():
+    overrides = "eval.linear_epochs=3", "eval.linear_layers=True", "seed=5"
+    online, state = online_evaluation(open_source("digits"), *overrides)
+    scores, (layers, labels) = online(*state.evaluated), online.features(*state.evaluated)
+    bank, test = fixed_split(len(labels))
+    for layer, name in (("encoding", ""), ("p1", "p1_")):
+        x = layers[layer]
+        sets = x[bank], labels[bank], x[test], labels[test]
+        expected = linear_cifar(*sets, seed=5, epochs=3)
+        assert scores[f"eval/{name}linear_top1"] == pytest.approx(expected["top1"])
+        if not name:
+            assert scores["eval/linear_top5"] == pytest.approx(expected["top5"])
 
 
 def test_scores_during_training_need_two_classes(tmp_path):

@@ -94,7 +94,6 @@ def test_test_labels_are_numbered_by_name():
         ("linear-cifar", {"epochs": 0}, "epochs=0 of protocol linear-cifar must be positive"),
         ("knn-weighted", {"ks": (5, -1)}, r"ks=\(5, -1\)"),
         ("knn-cifar", {"normalization": "mine"}, "must be one of authors, matched"),
-        ("finetune-10", {}, "needs --list_file=FILE .* 10percent.txt"),
     ],
 )
 def test_mistakes_in_a_protocol(name, fields, words):

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from data_samples import prepare_tfds
 from flax import nnx
+from PIL import Image
 
 from resa_jax.data.sources import open_source
 from resa_jax.encoder import Encoder
@@ -234,8 +236,6 @@ def test_rates_and_blocks_by_architecture():
 
 
 def test_only_listed_images_train(tmp_path):
-    from PIL import Image
-
     for name in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
@@ -256,5 +256,40 @@ def test_only_listed_images_train(tmp_path):
         names.write_text(f"{ambiguous}\n")
         with pytest.raises(UserError, match=f"lists {ambiguous}, .* several images of that name"):
             finetune.only_listed(everything, str(names))
-    with pytest.raises(UserError, match="must be a folder:PATH"):
+    with pytest.raises(UserError, match="give a folder:PATH, or a tfds:NAME whose records"):
         finetune.only_listed(open_subsets(open_source("digits"), None)[0], str(names))
+
+
+def test_lists_name_the_files_of_a_tfds_data_set(tmp_path, monkeypatch):
+    """As SimCLR's lists and imagenet2012: large images, which are read on access."""
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    for number, name in enumerate(names):
+        path = tmp_path / "images" / ("cat", "dog")[number % 2] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (120, 100), (60 * number, 0, 0)).save(path)
+    prepare_tfds(tmp_path / "tfds", "listed", tmp_path / "images", (None, None, 3))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    (tmp_path / "names.txt").write_text("c.jpg\nb.jpg\n")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    source = open_source("tfds:listed")
+    assert not source.in_memory and sorted(source.file_names()) == names
+    chosen = finetune.only_listed(open_subsets(source, source)[0], str(tmp_path / "names.txt"))
+    reds = [int(source[row][0, 0, 0]) // 50 for row in chosen.rows]
+    assert dict(zip(reds, chosen.labels, strict=True)) == {1: 1, 2: 0}
+    cats = open_source("tfds:listed", classes=str(tmp_path / "classes.txt"))
+    assert sorted(cats.file_names()) == ["a.jpg", "c.jpg"]
+
+
+def test_without_a_list_a_share_of_each_class_trains():
+    labels = np.repeat([0, 1, 2], [200, 30, 4])
+    everything = Subset(open_source("digits"), np.arange(500, 734), labels)
+    chosen = finetune.balanced_share(everything, 0.1)
+    assert np.bincount(chosen.labels).tolist() == [20, 3, 1]
+    np.testing.assert_array_equal(labels[chosen.rows - 500], chosen.labels)
+    assert len(set(chosen.rows)) == 24
+    np.testing.assert_array_equal(finetune.balanced_share(everything, 0.1).rows, chosen.rows)
+    assert len(set(chosen.rows) & set(range(500, 520))) < 20  # not the first ones
+    for name, number in (("finetune-1", 4), ("finetune-10", 24)):
+        protocol = create_protocol(name)
+        same, train = protocol.resolve(None, everything, None)
+        assert same == protocol and len(train.labels) == number

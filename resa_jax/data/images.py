@@ -83,6 +83,7 @@ class RecordImages:
     records: Any  # a random-access data source of encoded images
     decoding: Decoding
     has_labels: bool
+    has_file_names: bool = False  # as ImageNet's of TFDS, under "file_name"
     chosen: Int32[np.ndarray, "n"] | None = None  # positions in `records`; None: all
     chosen_labels: Int32[np.ndarray, "n"] | None = None  # theirs; None: each record has its own
     paths: None = field(default=None, init=False)
@@ -98,6 +99,15 @@ class RecordImages:
 
     def __len__(self) -> int:
         return len(self.records) if self.chosen is None else len(self.chosen)
+
+    def file_names(self) -> tuple[str, ...] | None:
+        """What the images' files were called; every record is read for this."""
+        if not self.has_file_names:
+            return None
+        rows = range(len(self.records)) if self.chosen is None else self.chosen.tolist()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            names = pool.map(lambda index: self.records[index]["file_name"], rows)
+            return tuple(os.fsdecode(name) for name in names)
 
     def name(self, index: int) -> str:
         return f"{self.title}, record {index if self.chosen is None else self.chosen[index]}"
@@ -158,6 +168,12 @@ class Source:
 
     @property
     def paths(self) -> tuple[str, ...] | None:
+        return self.images.paths
+
+    def file_names(self) -> tuple[str, ...] | None:
+        """The images' files, with folders where those are known; None where there are none."""
+        if isinstance(self.images, RecordImages):
+            return self.images.file_names()
         return self.images.paths
 
     def __len__(self) -> int:

@@ -257,7 +257,9 @@ def _open_tfds(name: str, split: str, how: Decoding, choose: Callable, skip: boo
         raise UserError(f"tfds:{name} has no feature 'image'; it has {', '.join(features)}.")
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     has_labels = "label" in features
-    images = RecordImages(f"tfds:{name}, split {split}", records, how, has_labels)
+    images = RecordImages(
+        f"tfds:{name}, split {split}", records, how, has_labels, "file_name" in features
+    )
     class_names = tuple(getattr(features["label"], "names", None) or ()) if has_labels else ()
     chosen = choose(lambda: images.labels, class_names)
     if chosen is not None:

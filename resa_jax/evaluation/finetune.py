@@ -126,6 +126,17 @@ def make_step(graphdef: nnx.GraphDef, view: TrainingView, optimizer: Callable) -
     return step
 
 
+def balanced_share(subset: Subset, share: float) -> Subset:
+    """That share of each class's images, one at least, by a fixed draw."""
+    order = np.random.default_rng(0).permutation(len(subset.labels))
+    chosen = []
+    for label in np.unique(subset.labels):
+        own = order[subset.labels[order] == label]
+        chosen.append(own[: max(1, round(share * len(own)))])
+    kept = np.sort(np.concatenate(chosen))
+    return Subset(subset.source, subset.rows[kept], subset.labels[kept])
+
+
 def only_listed(subset: Subset, list_file: str) -> Subset:
     """Those images of a subset whose names a file lists, one a line, folders before them or not.
 
@@ -141,12 +152,16 @@ def only_listed(subset: Subset, list_file: str) -> Subset:
 def _listed_rows(source: Source, list_file: str) -> Int[np.ndarray, " n"]:
     if not os.path.isfile(list_file):
         raise UserError(f"--list_file={list_file}: there is no such file.")
-    if source.paths is None:
-        raise UserError("--list_file names image files, so the source must be a folder:PATH.")
+    paths = source.file_names()
+    if paths is None:
+        raise UserError(
+            "--list_file names image files, and this source has none: give a folder:PATH, or a "
+            "tfds:NAME whose records have a `file_name`, as imagenet2012's."
+        )
     with open(list_file, encoding="utf-8") as file:
         names = [line.strip() for line in file if line.strip()]
     rows = defaultdict(list)
-    for row, path in enumerate(source.paths):
+    for row, path in enumerate(paths):
         rows[os.path.basename(path)].append(row)
     found = [rows.get(os.path.basename(name), []) for name in names]
     missing = [name for name, candidates in zip(names, found, strict=True) if not candidates]
@@ -155,9 +170,7 @@ def _listed_rows(source: Source, list_file: str) -> Int[np.ndarray, " n"]:
             f"{list_file} lists {missing[0]}, which the source does not have "
             f"({len(missing)} of {len(names)} names are missing)."
         )
-    return np.array(
-        [_only_row(*pair, source.paths, list_file) for pair in zip(names, found, strict=True)]
-    )
+    return np.array([_only_row(*pair, paths, list_file) for pair in zip(names, found, strict=True)])
 
 
 def _only_row(name: str, candidates: list[int], paths: tuple[str, ...], list_file: str) -> int:

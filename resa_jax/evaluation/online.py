@@ -18,15 +18,13 @@ from resa_jax.models.network import evaluate_layers
 from resa_jax.models.spec import EncoderSpec, is_small
 
 
-PROBE_EPOCHS = 100
-
-
 class OnlineEvaluation:
     """Scores a train state on labelled sources.
 
-    The linear probe is fitted at evaluation, by the `linear-cifar` protocol with 100 epochs, on the
-    features that k-NN uses too, so that it costs the train step nothing and a resumed run gets the
-    same one. Without a test source one image in five is held out, by a fixed split.
+    The linear probe is fitted at evaluation, by the `linear-cifar` protocol with
+    `config.eval.linear_epochs`, on the features that k-NN uses too, so that it costs the train step
+    nothing and a resumed run gets the same one. Without a test source one image in five is held
+    out, by a fixed split.
     """
 
     def __init__(
@@ -84,8 +82,12 @@ class OnlineEvaluation:
         else:
             k = min(20, len(sets[0]))
             knn = knn_weighted(*sets, ks=(k,))[k]["top1"]
-        probe = partial(linear_cifar, seed=self._config.seed, epochs=PROBE_EPOCHS)
-        results = {"eval/knn_top1": knn, "eval/linear_top1": probe(*sets)["top1"]}
+        epochs = self._config.eval.linear_epochs
+        probe = partial(linear_cifar, seed=self._config.seed, epochs=epochs)
+        linear = probe(*sets)
+        results = {"eval/knn_top1": knn, "eval/linear_top1": linear["top1"]}
+        if len(np.unique(labels)) > 5:
+            results["eval/linear_top5"] = linear["top5"]
         if self._config.eval.linear_layers:
             for name, layer_sets in layers.items():
                 results[f"eval/{name}_linear_top1"] = probe(*layer_sets)["top1"]

@@ -22,8 +22,8 @@ from resa_jax.errors import UserError
 from resa_jax.paths import AnyPath, as_path, write_whole
 from resa_jax.reproduce import figures, tables
 from resa_jax.reproduce.figures import Figure
-from resa_jax.reproduce.results import as_markdown, as_record, measured, result_file
-from resa_jax.reproduce.runs import Run, Scale
+from resa_jax.reproduce.results import as_markdown, as_record, measured
+from resa_jax.reproduce.runs import Measure, Run, Scale
 from resa_jax.reproduce.tables import Table
 
 
@@ -75,16 +75,15 @@ def _make(name: str, item: Table | Figure, scale: Scale, workdir: AnyPath) -> No
     for run in dict.fromkeys(_runs(item)):
         if not (run.folder(workdir) / "encoder" / "encoder.json").is_file():
             _call(run.train_command(workdir), f"{name}: training {run.name}")
-    values: list[float | None] = []
-    for cell in item.cells:
-        if cell.run is None or cell.measure is None:
-            values.append(None)
-            continue
-        folder = cell.run.folder(workdir)
-        if cell.measure.protocol and not result_file(folder, cell.measure).is_file():
-            evaluation = cell.run.evaluate_command(cell.measure, workdir)
-            _call(evaluation, f"{name}: {cell.measure.protocol} of {cell.run.name}")
-        values.append(measured(folder, cell.measure))
+    for run, measures in missing_results(item, workdir):
+        protocols = ", ".join(str(measure.protocol) for measure in measures)
+        _call(run.evaluate_command(measures, workdir), f"{name}: {protocols} of {run.name}")
+    values = [
+        None
+        if cell.run is None or cell.measure is None
+        else measured(cell.run.folder(workdir), cell.measure)
+        for cell in item.cells
+    ]
 
     results = workdir / "results" / scale.name
     results.mkdir(parents=True, exist_ok=True)
@@ -103,6 +102,19 @@ def _make(name: str, item: Table | Figure, scale: Scale, workdir: AnyPath) -> No
     page = as_markdown(name, item, scale, values, picture)
     write_whole(results / f"{name}.md", page)
     print(f"{page}\nWritten to {results / name}.md.", flush=True)
+
+
+def missing_results(item: Table | Figure, workdir: AnyPath) -> list[tuple[Run, list[Measure]]]:
+    """The runs' evaluations that have not been made: one command each, of one or more protocols."""
+    groups: dict[tuple, dict[AnyPath, Measure]] = {}
+    for cell in item.cells:
+        if cell.run is None or cell.measure is None or cell.measure.protocol is None:
+            continue
+        result = cell.measure.result(cell.run.folder(workdir))
+        if not result.is_file():
+            alike = cell.run, cell.measure.options, cell.measure.sources
+            groups.setdefault(alike, {})[result] = cell.measure
+    return [(key[0], list(group.values())) for key, group in groups.items()]
 
 
 def _call(arguments: list[str], what: str) -> None:

@@ -34,7 +34,7 @@ _LAYERS = {"H": "encoding", "P0": "p0", "P1": "p1", "Z": "embedding"}
 
 def figure3(scale: Scale) -> Figure:
     """Encodings against embeddings, of all methods."""
-    runs = {TITLES[m]: scale.run("cifar10", m, epochs=1000) for m in paper.TABLE_1}
+    runs = {TITLES[m]: scale.run("cifar10", m, epochs=1000) for m in scale.some(paper.TABLE_1)}
     scores = {"SC mean": "silhouette_mean", "SC std": "silhouette_std", "ARI": "ari"}
     cells = [
         Cell(title, f"{score} of {layer}", run, Measure("clustering", _LAYERS[layer], name), None)
@@ -57,7 +57,7 @@ def figure9(scale: Scale) -> Figure:
 
 def _over_training(scale: Scale, methods: tuple[str, ...]) -> Figure:
     runs = {}
-    for method in methods:
+    for method in scale.some(methods):
         deep = {"method.three_layers": True} if method in ("simclr", "swav", "mocov3") else {}
         fields = deep | {"eval.linear_layers": True}
         runs[TITLES[method]] = scale.run("cifar100", method, epochs=500, fields=fields, small=deep)
@@ -107,7 +107,7 @@ def figure6(scale: Scale) -> Figure:
         }
     runs = {
         title: scale.run("imagenet100", fields=strong | less, epochs=200, small=strong | less)
-        for title, less in without.items()
+        for title, less in scale.some(without.items())
     }
     cells = []
     for title, run in runs.items():
@@ -125,14 +125,14 @@ def figure6(scale: Scale) -> Figure:
 def figure7(scale: Scale) -> Figure:
     """Encodings in the plane: CIFAR-10."""
     methods = ("simclr", "vicreg", "swav", "mocov3", "dino", "resa")
-    runs = {TITLES[m]: scale.run("cifar10", m, epochs=1000) for m in methods}
+    runs = {TITLES[m]: scale.run("cifar10", m, epochs=1000) for m in scale.some(methods)}
     return Figure("t-SNE of the encodings of the training images", "planes", runs)
 
 
 def figure8(scale: Scale) -> Figure:
     """Encodings in the plane: 25 classes of five superclasses of CIFAR-100."""
     methods = ("simclr", "vicreg", "swav", "mocov3", "dino", "resa")
-    runs = {TITLES[m]: scale.run("cifar100", m, epochs=1000) for m in methods}
+    runs = {TITLES[m]: scale.run("cifar100", m, epochs=1000) for m in scale.some(methods)}
     notes = () if scale.is_paper else ("Digits have no superclasses: this is Figure 7 again.",)
     return Figure("t-SNE of the encodings of five superclasses", "planes", runs, notes=notes)
 
@@ -159,9 +159,14 @@ def figure12(scale: Scale) -> Figure:
     long_tail = {"data.long_tail": 20.0, "batch_size": 128}
     runs = {
         TITLES[m]: scale.run("cifar100lt", m, epochs=1000, small=long_tail)
-        for m in ("resa", "mocov3", "intl", "vicreg")
+        for m in scale.some(("resa", "mocov3", "intl", "vicreg"))
     }
-    scores = {"loss": "loss", "linear": "eval/linear_top1", "k-NN": "eval/knn_top1"}
+    scores = {
+        "loss": "loss",
+        "k-NN": "eval/knn_top1",
+        "linear": "eval/linear_top1",
+        "linear top-5": "eval/linear_top5",
+    }
     note = "At a small scale batches are of 128, and what is classified is of the same long tail."
     return Figure(
         "Pre-training on a long-tailed set",

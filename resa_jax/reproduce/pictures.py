@@ -1,14 +1,17 @@
 """How the paper's figures are drawn, from the folders of their runs."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure as Picture
 from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
 
-from resa_jax.data.sources import open_source
+from resa_jax.data.sources import Source, open_source
 from resa_jax.encoder import load_encoder
+from resa_jax.evaluation.clustering import k_means
 from resa_jax.evaluation.features import extract
 from resa_jax.evaluation.knn import l2_normalize
 from resa_jax.evaluation.preprocessing import Preprocessing
@@ -16,6 +19,7 @@ from resa_jax.evaluation.superclasses import coarse_labels
 from resa_jax.paths import AnyPath
 from resa_jax.report.assignment import assignment_matrix, assignment_scores
 from resa_jax.report.figures import STYLE, draw_hull
+from resa_jax.report.montage import montage
 from resa_jax.report.run_record import LAYERS, read_run
 from resa_jax.reproduce.figures import Figure
 from resa_jax.workdir import checkpoint_paths
@@ -23,6 +27,7 @@ from resa_jax.workdir import checkpoint_paths
 
 Folders = Mapping[str, AnyPath]  # of the runs, by their titles
 _SUPERCLASSES = 5
+_GROUPS, _STRIP = 4, 5  # of a class in Figure 7, and images of each
 _ASSIGNED = 100  # images in Figure 11
 
 
@@ -95,17 +100,27 @@ def curves(figure: Figure, folders: Folders, values: Mapping) -> Picture:
 
 
 def planes(figure: Figure, folders: Folders, values: Mapping) -> Picture:
-    """A panel for each method: t-SNE of the encodings, coloured by class, with hulls."""
-    picture = Picture((11, 7.4))
-    for axes, (title, folder) in zip(picture.subplots(2, 3).flat, folders.items(), strict=True):
-        points, labels = _plane(folder, superclasses="superclasses" in figure.title)
-        colors = colormaps["tab20" if len(np.unique(labels)) > 10 else "tab10"]
-        for number, label in enumerate(np.unique(labels)):
-            own, color = points[labels == label], colors(number % colors.N)
-            axes.scatter(own[:, 0], own[:, 1], s=3, color=color, linewidths=0)
-            draw_hull(axes, own, color)
+    """A panel for each method: t-SNE of the encodings, coloured by class, with hulls.
+
+    Without superclasses, the last method's two classes that fall into groups most clearly have a
+    hull for each group, and images of the groups below.
+    """
+    grouped = "superclasses" not in figure.title
+    picture = Picture((11, 11 if grouped else 7.4))
+    rows = picture.add_gridspec(3 if grouped else 2, 6)
+    for number, (title, folder) in enumerate(folders.items()):
+        axes = picture.add_subplot(rows[number // 3, 2 * (number % 3) : 2 * (number % 3) + 2])
+        plane = _plane(folder, superclasses=not grouped)
+        groups = {}
+        if grouped and number == len(folders) - 1:
+            groups = _clearest_groups(plane)
+        _draw_plane(axes, plane, groups)
         axes.set_title(title)
-        axes.set_axis_off()
+        for place, (label, members) in enumerate(groups.items()):
+            strips = picture.add_subplot(rows[2, 3 * place : 3 * place + 3])
+            strips.imshow(_strips(plane, label, members))
+            strips.set_title(f"{title}: groups of {plane.source.class_names[label]}")
+            strips.set_axis_off()
     return picture
 
 
@@ -132,19 +147,73 @@ def assignments(figure: Figure, folders: Folders, values: Mapping) -> Picture:
     return picture
 
 
+@dataclass(frozen=True)
+class _Plane:
+    """Points [n, 2] of a run's training images, their labels [n] and positions [n] in a source."""
+
+    points: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    source: Source
+
+
+def _draw_plane(axes, plane, groups):
+    colors = colormaps["tab20" if len(np.unique(plane.labels)) > 10 else "tab10"]
+    for number, label in enumerate(np.unique(plane.labels)):
+        own, color = plane.points[plane.labels == label], colors(number % colors.N)
+        axes.scatter(own[:, 0], own[:, 1], s=3, color=color, linewidths=0)
+        for members in _each(groups[label]) if label in groups else [slice(None)]:
+            draw_hull(axes, own[members], color)
+    axes.set_axis_off()
+
+
+def _clearest_groups(plane):
+    """The two classes whose points k-means splits best by silhouette, with each point's group.
+
+    A split with fewer images in a group than a strip shows comes last.
+    """
+    found = {}
+    for label in np.unique(plane.labels):
+        own = plane.points[plane.labels == label]
+        groups = k_means(own, _GROUPS, seed=0).labels_
+        score = silhouette_score(own, groups, sample_size=2000, random_state=0)
+        found[label] = (np.bincount(groups).min() >= _STRIP, score), groups
+    best = sorted(found, key=lambda label: found[label][0], reverse=True)[:2]
+    return {label: found[label][1] for label in best}
+
+
+def _each(groups):
+    return [groups == number for number in range(_GROUPS)]
+
+
+def _strips(plane, label, groups):
+    """A row of images for each group of a class, from the group's middle outwards."""
+    own, indices = (x[plane.labels == label] for x in (plane.points, plane.indices))
+    rows, captions = [], []
+    for chosen in _each(groups):
+        distances = np.linalg.norm(own[chosen] - own[chosen].mean(axis=0), axis=1)
+        nearest = indices[chosen][np.argsort(distances, kind="stable")[:_STRIP]]
+        rows.append([plane.source[int(index)] for index in nearest])
+        captions.append(f"{chosen.sum()} image" + "s" * (len(nearest) > 1))
+    return montage(rows, captions)
+
+
 def _plane(folder, superclasses):
-    """Points [n, 2] and labels [n] of a run's training images."""
     name = read_run(folder).config.data.source
     source, encoder = open_source(name), load_encoder(folder)
     cache = folder / "evaluation" / "features"
     arrays = extract(encoder, source, name, Preprocessing.of(encoder.spec), cache=cache)
-    features, labels = l2_normalize(np.asarray(arrays["encoding"])), np.asarray(arrays["labels"])
+    features, labels, indices = (
+        np.asarray(arrays[name]) for name in ("encoding", "labels", "indices")
+    )
     if superclasses and len(source.class_names) == 100:
         coarse = coarse_labels(labels, source.class_names)
         chosen = np.random.default_rng(0).permutation(np.unique(coarse))[:_SUPERCLASSES]
-        features, labels = (x[np.isin(coarse, chosen)] for x in (features, labels))
+        kept = np.isin(coarse, chosen)
+        features, labels, indices = features[kept], labels[kept], indices[kept]
     plane = TSNE(perplexity=30, init="pca", random_state=0)
-    return plane.fit_transform(features.astype(np.float32)), labels
+    points = plane.fit_transform(l2_normalize(features).astype(np.float32))
+    return _Plane(points, labels, indices, source)
 
 
 def draw(figure: Figure, folders: Folders, values: Mapping, path: AnyPath) -> None:

@@ -12,11 +12,6 @@ from resa_jax.reproduce.runs import Measure, Scale
 from resa_jax.reproduce.tables import Cell, Table
 
 
-def result_file(folder: AnyPath, measure: Measure) -> AnyPath:
-    """Where `resa_jax.evaluate` leaves what a measure reads."""
-    return folder / "evaluation" / f"{measure.protocol}.json"
-
-
 def measured(folder: AnyPath, measure: Measure) -> float:
     """The number of a finished run.
 
@@ -26,7 +21,7 @@ def measured(folder: AnyPath, measure: Measure) -> float:
     if measure.protocol is None:
         value = _from_records(folder, measure.score)
     else:
-        rows = read_json(result_file(folder, measure))["results"]
+        rows = read_json(measure.result(folder))["results"]
         chosen = rows if measure.row is None else {measure.row: rows.get(measure.row, {})}
         scores = [flatten_scores(row) for row in chosen.values()]
         found = [row[measure.score] for row in scores if measure.score in row]
@@ -114,5 +109,10 @@ def _grid(cells: list[Cell], values: list[float | None]) -> list[str]:
 
 
 def _shown(cell, value):
-    ours = "-" if value is None else f"{value:.2f}" if abs(value) >= 1.5 else f"{value:.3f}"
+    if value is None:
+        ours = "-"
+    elif abs(value) >= 1.5:
+        ours = f"{value:.2f}"
+    else:
+        ours = f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.2g}"
     return ours if cell.paper is None else f"{ours} ({cell.paper:g})"

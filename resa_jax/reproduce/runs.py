@@ -1,15 +1,18 @@
 """Runs of the paper, at the scale of the paper or of a small machine. Imports nothing heavy."""
 
-import dataclasses
 import functools
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from resa_jax.config import fields as config_fields
 from resa_jax.paths import AnyPath
 from resa_jax.recipes import get_config
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Images:
       title: as the paper has it.
       recipe: its recipe.
       source, test_source: for evaluations; without the latter one image in five is held out.
-      linear, neighbours: protocols, each with the row of its result that counts (None: the best)
-        and the options that it is called with.
+      linear, neighbours: the protocols of its accuracies.
+      options: flags of every evaluation.
     """
 
     title: str
@@ -30,6 +33,7 @@ class Images:
     test_source: str | None
     linear: "Measure"
     neighbours: "Measure"
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,31 +43,45 @@ class Measure:
     Attributes:
       protocol: what computes it; None reads the last record of `score` from the run's metrics.
       row: of the protocol's result; None takes the best.
-      score: its name, as "top1".
+      score: its name, as "top1", or as "best top1" where there is a row for each epoch.
       options: flags of the command.
+      sources: to learn from and to classify, in the place of the images' own; the result's file is
+        named after the first.
     """
 
     protocol: str | None
     row: str | None = None
     score: str = "top1"
     options: tuple[str, ...] = ()
+    sources: tuple[str, str] | None = None
+
+    def result(self, folder: AnyPath) -> AnyPath:
+        """Where the evaluation of a run leaves it."""
+        name = f"-{self.sources[0].rpartition(':')[2]}" if self.sources else ""
+        return folder / "evaluation" / f"{self.protocol}{name}.json"
 
 
 _CIFAR = Measure("linear-cifar", "linear"), Measure("knn-cifar", "k5")
-_LINEAR = Measure("linear-imagenet")
+_LINEAR = Measure("linear-imagenet", score="best top1")  # as the authors report
 IMAGES = {
     "cifar10": Images("CIFAR-10", "cifar10_resnet18", "tfds:cifar10", "tfds:cifar10", *_CIFAR),
     "cifar100": Images("CIFAR-100", "cifar100_resnet18", "tfds:cifar100", "tfds:cifar100", *_CIFAR),
     "cifar100lt": Images(
-        "CIFAR100-LT", "cifar100lt_resnet18", "tfds:cifar100", "tfds:cifar100", *_CIFAR
+        "CIFAR100-LT",
+        "cifar100lt_resnet18",
+        "tfds:cifar100",
+        "tfds:cifar100",
+        *_CIFAR,
+        options=("--long_tail=20",),
     ),
     "imagenet100": Images(
         "ImageNet-100",
         "imagenet100_resnet18",
         "tfds:imagenet2012",
         "tfds:imagenet2012@validation",
-        dataclasses.replace(_LINEAR, options=("--classes=imagenet100.txt",)),
-        Measure("knn-weighted", "k5", options=("--classes=imagenet100.txt",)),
+        _LINEAR,
+        Measure("knn-weighted", "k5"),
+        options=("--classes=imagenet100.txt",),
     ),
     "imagenet": Images(
         "ImageNet",
@@ -100,6 +118,8 @@ STRONG_DIGITS = {
     "views[0].blur_probability": 0.5,
     "views[0].blur_sigma": (0.1, 0.7),
 }
+# The paper's curves of CIFAR are of all images and by whole linear probes.
+_WHOLE = {"eval.max_images": 50_000, "eval.linear_epochs": 500}
 # How runs on digits are evaluated: four times, with all that any item shows.
 _WATCHED = {"eval.every_epochs": 28, "eval.linear_layers": True, "eval.baselines": False}
 
@@ -140,14 +160,22 @@ class Run:
         folder = self.folder(workdir)
         return ["-m", "resa_jax.main", f"--config={recipe}", f"--workdir={folder}", *fields]
 
-    def evaluate_command(self, measure: Measure, workdir: AnyPath) -> list[str]:
-        """The arguments of Python that evaluate it."""
-        test = self.images.test_source
+    def evaluate_command(self, measures: list[Measure], workdir: AnyPath) -> list[str]:
+        """The arguments of Python that evaluate it.
+
+        Args:
+          measures: of different protocols with the same options; one alone if it has sources.
+        """
+        folder, first = self.folder(workdir), measures[0]
+        source, test = first.sources or (self.images.source, self.images.test_source)
+        protocols = ",".join(str(measure.protocol) for measure in measures)
         return [
-            *("-m", "resa_jax.evaluate", f"--encoder={self.folder(workdir)}"),
-            *(f"--protocol={measure.protocol}", f"--source={self.images.source}"),
+            *("-m", "resa_jax.evaluate", f"--encoder={folder}", f"--protocol={protocols}"),
+            f"--source={source}",
             *([] if test is None else [f"--test_source={test}"]),
-            *measure.options,
+            *self.images.options,
+            *first.options,
+            *([f"--output={first.result(folder)}"] if first.sources else []),
         ]
 
 
@@ -169,15 +197,16 @@ class Scale:
         """The data sets of an item: at a small scale digits stand for the first, and for all."""
         return names if self.is_paper else names[:1]
 
+    def some(self, rows: Iterable[T]) -> list[T]:
+        """Rows of an item, or panels of a figure: all, at the smallest scale first and last."""
+        rows = list(rows)
+        return rows[:: len(rows) - 1] if self.name == "smoke" and len(rows) > 2 else rows
+
     def images(self, name: str) -> Images:
         """A data set of the paper, or what stands for it."""
         if self.is_paper:
             return IMAGES[name]
-        digits = IMAGES["digits"]
-        if self.name == "small":
-            return digits
-        linear = dataclasses.replace(digits.linear, options=("--epochs=2",))
-        return dataclasses.replace(digits, linear=linear)
+        return IMAGES["digits"]
 
     def run(
         self,
@@ -200,6 +229,8 @@ class Scale:
         shared = {name.replace("__", "."): value for name, value in everywhere.items()}
         if self.is_paper:
             own = (fields or {}) | ({} if epochs is None else {"epochs": epochs})
+            if images.startswith("cifar"):
+                own = _WHOLE | own
             named = () if method == "resa" else (method,)
             return _create(self.images(images), (*named, *words), own | shared)
         changed = _WATCHED | (small or {}) | shared
