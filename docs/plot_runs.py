@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 
 DOCS = Path(__file__).parent
@@ -19,7 +20,12 @@ CURVES = {
     "effective_rank": "effective rank of the embeddings",
 }
 COMPONENTS = {"H": "encoding", "P0": "p0", "P1": "p1", "Z": "embedding"}
-SCORES = {"silhouette_mean": "silhouette, mean", "silhouette_std": "std", "ari": "k-means ARI"}
+SCORES = {
+    "linear_top1": "linear accuracy, %",
+    "silhouette_mean": "silhouette, mean",
+    "silhouette_std": "silhouette, std",
+    "ari": "k-means ARI",
+}
 
 
 def main() -> None:
@@ -52,16 +58,19 @@ def draw_runs(runs: dict[str, list[dict]]) -> None:
 
 
 def draw_components(runs: dict[str, list[dict]]) -> None:
-    """One row of panels a run, one curve for each component of the network."""
+    """One row of panels a run, one curve for each component of the network; no empty panels."""
     figure, axes = plt.subplots(
         len(runs), len(SCORES), figsize=(4 * len(SCORES), 3 * len(runs)), squeeze=False
     )
     for row, (run, records) in zip(axes, runs.items(), strict=True):
         for panel, (score, title) in zip(row, SCORES.items(), strict=True):
             for label, component in COMPONENTS.items():
-                draw(panel, records, f"eval/{component}_{score}", label)
+                own = "" if (label, score) == ("H", "linear_top1") else f"{component}_"
+                draw(panel, records, f"eval/{own}{score}", label)
             panel.set(title=f"{run}: {title}", xlabel="epoch")
-        row[0].legend(fontsize=8)
+            if all(not line.get_xdata().size for line in panel.lines):
+                panel.set_visible(False)
+        row[-1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(DOCS / "components.png", dpi=80)
 
@@ -83,7 +92,7 @@ def draw(panel, records: list[dict], key: str, label: str) -> None:
     """A metric over the epochs; with markers where it was evaluated now and then."""
     points = [(record["epoch"], record[key]) for record in records if key in record]
     marker = "o-" if key.startswith("eval") else "-"
-    panel.plot(*zip(*points, strict=True), marker, markersize=3, label=label)
+    panel.plot(*np.array(points).reshape(-1, 2).T, marker, markersize=3, label=label)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
         if {"--help", "-help", "-h"} & set(arguments[1:]):
             print(_help(sys.modules[main.__module__], overrides))
             sys.exit(0)
+        arguments = [arguments[0], *map(_underscored, arguments[1:])]
         passed = [a for a in arguments if overrides and a.startswith("--config.")]
         try:
             rest = flags.FLAGS([a for a in arguments if a not in passed])
@@ -61,6 +62,14 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
         return rest + passed
 
     app.run(guarded, flags_parser=parse)
+
+
+def _underscored(argument: str) -> str:
+    """--dry-run as --dry_run: both spellings are usual."""
+    name, equals, value = argument.partition("=")
+    return (
+        f"{name[:2]}{name[2:].replace('-', '_')}{equals}{value}" if name[:2] == "--" else argument
+    )
 
 
 def _check_locale() -> None:

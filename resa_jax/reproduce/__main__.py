@@ -35,6 +35,7 @@ ITEMS = {
     )
     for name in names
 }
+_LINES = 30  # of a failed command's output that are shown
 _ITEM = flags.DEFINE_list("item", [], "Items with commas between, or all.")
 _SCALE = flags.DEFINE_enum("scale", "paper", ["paper", "small", "smoke"], "How large the runs are.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of runs and results.")
@@ -123,9 +124,13 @@ def _call(arguments: list[str], what: str) -> None:
         [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     if ended.returncode:
-        lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         command = shlex.join(["python", *arguments])
-        raise UserError(f"This ended with exit code {ended.returncode}: {command}\n{lines[-1]}")
+        lines = ended.stderr.decode(errors="replace").strip().splitlines()
+        # After a crash Python lists what it has loaded, in one long line.
+        told = [line for line in lines if not line.startswith("Extension modules:")][-_LINES:]
+        raise UserError(
+            "\n".join([f"This ended with exit code {ended.returncode}: {command}", *told])
+        )
 
 
 if __name__ == "__main__":

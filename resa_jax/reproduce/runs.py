@@ -67,12 +67,7 @@ IMAGES = {
     "cifar10": Images("CIFAR-10", "cifar10_resnet18", "tfds:cifar10", "tfds:cifar10", *_CIFAR),
     "cifar100": Images("CIFAR-100", "cifar100_resnet18", "tfds:cifar100", "tfds:cifar100", *_CIFAR),
     "cifar100lt": Images(
-        "CIFAR100-LT",
-        "cifar100lt_resnet18",
-        "tfds:cifar100",
-        "tfds:cifar100",
-        *_CIFAR,
-        options=("--long_tail=20",),
+        "CIFAR100-LT", "cifar100lt_resnet18", "tfds:cifar100", "tfds:cifar100", *_CIFAR
     ),
     "imagenet100": Images(
         "ImageNet-100",
