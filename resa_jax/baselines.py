@@ -40,6 +40,8 @@ _IMAGENET = {
     "mec": ("sgd", 0.5, 1e-5, 0.996, 10, 0.0, 1024, "unlike", 0.2),
     "intl": ("sgd", 0.3, 1e-5, None, 2, 0.001, 256, "intl", 0.08),
 }
+# Whose code crops ImageNet's images so; MEC's views are MoCo v3's.
+_BILINEAR = ("swav", "simsiam", "mocov3", "mec")
 IMAGENET_BASELINES, VIT_BASELINES = tuple(_IMAGENET), ("byol", "swav", "mocov3", "dino")
 
 
@@ -63,8 +65,9 @@ def cifar_baseline(method: str, num_classes: int = 10) -> ConfigDict:
         config.batch_size = 512 if whole_batch else 256
         config.base_lr = 3e-3 * 256 / config.batch_size
         config.warmup_start_lr = 3e-3 / config.warmup_steps
-        if method == "cw_rgp" and num_classes == 100:
-            config.method.iterations = 1
+        if method == "cw_rgp":
+            config.encoder.zero_init = True
+            config.method.iterations = 1 if num_classes == 100 else 4
     return config
 
 
@@ -89,6 +92,7 @@ def imagenet100_baseline(method: str) -> ConfigDict:
             config.method.teacher_temperature_epochs = 50
     elif method == "intl":
         config.batch_size, config.base_lr, config.weight_decay = 128, 0.5, 2.5e-5
+        config.optimizer.decay_vectors = False
         config.final_lr, config.warmup_start_lr = 2.5e-4, 0.25 / 1978
         config.method.update({"hidden_size": 4096, "output_size": 4096})
     else:
@@ -99,6 +103,8 @@ def imagenet100_baseline(method: str) -> ConfigDict:
         config.warmup_start_lr = 2e-3 / config.warmup_steps
         if method == "wmse":
             config.method.update({"slice_size": 256, "output_size": 128})
+        else:
+            config.encoder.zero_init = True
     return config
 
 
@@ -106,8 +112,9 @@ def imagenet_baseline(method: str, epochs: int) -> ConfigDict:
     """A method's recipe for ImageNet and a ResNet-50, by the authors' settings (Table 2).
 
     Short of them: SimCLR's last layer has no BatchNorm here; LARS is solo-learn's rule with the
-    authors' trust coefficient and without clipping; Barlow Twins' biases and SwAV's
-    first rate have no rates of their own; two views, of 224 pixels.
+    authors' trust coefficient and without clipping; Barlow Twins' biases and SwAV's first rate have
+    no rates of their own; Barlow Twins' and VICReg's linear layers keep biases, which their losses
+    do not see; two views, of 224 pixels.
     """
     config = default_config(method)
     name, rate, decay, ema, warmup, floor, batch_size, _, crop = _IMAGENET[method]
@@ -117,6 +124,10 @@ def imagenet_baseline(method: str, epochs: int) -> ConfigDict:
     config.base_lr, config.weight_decay = rate, decay
     config.final_lr = floor * rate * batch_size / 256
     config.warmup_epochs = warmup
+    if method == "intl":
+        config.warmup_start_lr = rate / (warmup * 5004)
+    if method in ("byol", "swav"):
+        config.encoder.zero_init = False
     config.optimizer.name = name
     config.optimizer.lars_trust, config.optimizer.lars_clip = 0.001, False
     config.optimizer.decay_vectors = method != "intl"
@@ -125,12 +136,14 @@ def imagenet_baseline(method: str, epochs: int) -> ConfigDict:
     config.views = _views(method, large=True, kind=_IMAGENET[method][7])
     for view in config.views:
         view.crop_scale = (crop, 1.0)
+        if method in _BILINEAR:
+            view.interpolation = "bilinear"
     own = {
         "simclr": {"temperature": 0.1, "three_layers": True, "output_size": 128},
         "swav": {"freeze_epochs": 1, "queue_size": 0},
         "mocov3": {"temperature": 1.0},
         "barlow_twins": {"hidden_size": 8192, "output_size": 8192, "scale": 1.0},
-        "vicreg": {"hidden_size": 8192, "output_size": 8192},
+        "vicreg": {"hidden_size": 8192, "output_size": 8192, "variance_weight": 12.5},
         "intl": {"hidden_size": 8192, "output_size": 8192},
     }
     config.method.update(own.get(method, {}))
@@ -151,7 +164,7 @@ def vit_baseline(method: str) -> ConfigDict:
     config.optimizer.name = "adamw"
     config.views = _views(method, large=True, kind="unlike")
     for view in config.views:
-        view.crop_scale = (0.08, 1.0)
+        view.crop_scale, view.interpolation = (0.08, 1.0), "bilinear"
     if method == "dino":
         config.base_lr, config.final_lr, config.warmup_epochs = 5e-4, 1e-6, 10
         config.ema_momentum = 0.996

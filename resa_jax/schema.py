@@ -122,6 +122,9 @@ class Encoder:
         None, positive(1e5), "of a ResNet's stem or a ViT's tokens; none: by the name"
     )
     depth: int | None = field(None, positive(1e4), "blocks of a ViT; none: by the name")
+    zero_init: bool | None = field(
+        None, "whether the last scale of a ResNet's blocks starts at 0; none: not in a ResNet-18"
+    )
     drop_path: float = field(
         0.0,
         Rule("at least 0, below 1", lambda x: 0 <= x < 1),

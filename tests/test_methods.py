@@ -458,6 +458,9 @@ def test_recipes_for_imagenet(recipe, name):
     assert load_config(f"{recipe}:{name},smoke").steps == load_config(f"{recipe}:smoke").steps
 
 
+TRIO = ("cifar10_resnet18", "imagenet100_resnet18", "imagenet_resnet50")
+
+
 def test_numbers_of_the_recipes_for_imagenet():
     # baselines.md, by hand: rate at the recipe's batch, and what it ends at.
     rates = {"swav": (4.8, 0.0048), "simsiam": (0.05, 0), "mocov3": (9.6, 0), "mec": (2.0, 0)}
@@ -466,6 +469,20 @@ def test_numbers_of_the_recipes_for_imagenet():
         config = load_config(f"imagenet_resnet50:{name}")
         found = config.base_lr * config.batch_size / 256, config.final_lr
         np.testing.assert_allclose(found, expected, rtol=1e-9)
+    # VICReg's authors halve both variances; MoCo v3, SimSiam, MEC and SwAV crop bilinearly.
+    weights = {name: load_config(f"{name}:vicreg").method.variance_weight for name in TRIO}
+    assert weights == {
+        "cifar10_resnet18": 25,
+        "imagenet100_resnet18": 25,
+        "imagenet_resnet50": 12.5,
+    }
+    for name in IMAGENET_BASELINES:
+        config = load_config(f"imagenet_resnet50:{name}")
+        bilinear = name in ("swav", "simsiam", "mocov3", "mec")
+        assert {view.interpolation == "bilinear" for view in config.views} == {bilinear}
+        assert (config.encoder.zero_init is False) == (name in ("byol", "swav"))
+    for name, interpolation in (("mocov3", "bilinear"), ("dino", "bicubic")):
+        assert load_config(f"imagenet_vits:{name}").views[1].interpolation == interpolation
     assert load_config("imagenet_resnet50:mocov3,epochs=800").base_lr == 0.3
     small = load_config("imagenet_resnet50:swav,bs1024")
     np.testing.assert_allclose((small.batch_size, small.final_lr), (1024, 0.0012))
@@ -487,6 +504,13 @@ def test_recipes():
     assert (cifar("dino").base_lr, cifar("dino").ema_momentum) == (0.3, 0.9995)
     assert (cifar("wmse").batch_size, cifar("wmse").base_lr) == (512, 1.5e-3)
     assert (cifar("intl").final_lr, cifar("intl").encoder.name) == (3e-4, "resnet18_small")
+    assert cifar("cw_rgp").encoder.zero_init and cifar("wmse").encoder.zero_init is None
+    intl = {name: load_config(f"{name}:intl").optimizer.decay_vectors for name in TRIO}
+    assert intl == {
+        "cifar10_resnet18": True,
+        "imagenet100_resnet18": False,
+        "imagenet_resnet50": False,
+    }
     with pytest.raises(
         UserError, match=r"no variant 'swaw'; it knows: smoke, resa, simclr, byol, swav"
     ):

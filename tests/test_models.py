@@ -9,7 +9,9 @@ import pytest
 import torch_layouts
 from flax import nnx
 
+from resa_jax.config import load_config
 from resa_jax.errors import UserError
+from resa_jax.methods.interface import create_method
 from resa_jax.models import encoders, layers
 from resa_jax.models.encoders import create_encoder
 from resa_jax.models.heads import HEADS
@@ -20,6 +22,7 @@ from resa_jax.models.resnet import RESNETS, BasicBlock, Bottleneck
 from resa_jax.models.spec import EncoderSpec
 from resa_jax.models.transformer import Block
 from resa_jax.models.vit import VITS
+from resa_jax.training.networks import build_network
 from resa_jax.weights.names import encoder_slots, predictor_slots, projector_slots
 
 
@@ -725,3 +728,23 @@ def test_gelu_and_its_derivative(dtype, error):
         assert values.dtype == slopes.dtype == x.dtype
         for found, wanted in ((values, expected[:, 0]), (slopes, expected[:, 1])):
             np.testing.assert_allclose(np.asarray(found, float), wanted, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize(("name", "usual"), [("resnet18_small", False), ("resnet50", True)])
+def test_the_last_scale_of_a_block_starts_at_zero_on_request(name, usual):
+    last = "bn3" if name == "resnet50" else "bn2"
+    for asked in (None, False, True):
+        overrides = [f"encoder.name={name}", f"encoder.zero_init={asked}", "encoder.width=4"]
+        config = load_config("digits:simclr,smoke", overrides)
+        network = build_network(config, create_method(config.method), nnx.Rngs(0))
+        params = split(network.encoder)[1]
+        scales = [
+            np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            if [key.key for key in path][-2:] == [last, "scale"]
+        ]
+        assert len(scales) == (16 if name == "resnet50" else 8)
+        expected = usual if asked is None else asked
+        assert all((scale == 0).all() == expected for scale in scales)
+    with pytest.raises(UserError, match=r"encoder\.zero_init is True, but vit_s16 has none"):
+        create_encoder("vit_s16", image_size=32, zero_init=True, rngs=nnx.Rngs(0))

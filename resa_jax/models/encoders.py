@@ -23,6 +23,7 @@ def create_encoder(
     width: int | None = None,
     depth: int | None = None,
     channels: int = 3,
+    zero_init: bool | None = None,
     dtype=None,
     remat: bool = False,
     rngs: nnx.Rngs,
@@ -37,6 +38,7 @@ def create_encoder(
     width: channels of a ResNet's stem (64 by name) or a ViT's embedding, whose heads keep their
     size by name.
     channels: of the images.
+    zero_init: whether the last scale of a ResNet's blocks starts at 0; None: not in a ResNet-18.
     dtype: None computes in the type of images and parameters; jnp.bfloat16 computes in it with
     float32 parameters.
     remat: compute each block's activations anew in the backward pass, for memory.
@@ -46,6 +48,8 @@ def create_encoder(
     """
     check_encoder_name(name)
     if name in VITS:
+        if zero_init is not None:
+            raise UserError(f"encoder.zero_init is {zero_init}, but {name} has none: leave it out.")
         size = _vit_size(name, image_size, patch_size, width, depth)
         return ViT(
             size, image_size=image_size, channels=channels, dtype=dtype, remat=remat, rngs=rngs
@@ -61,7 +65,7 @@ def create_encoder(
     return ResNet(
         base,
         stem=_SMALL_STEMS.get(name, "imagenet"),
-        zero_init=base != "resnet18",
+        zero_init=base != "resnet18" if zero_init is None else zero_init,
         channels=channels,
         width=64 if width is None else width,
         dtype=dtype,

@@ -57,6 +57,7 @@ def build_network(config: ConfigDict, method: Method, rngs: nnx.Rngs) -> Network
         width=fields.width,
         depth=fields.depth,
         channels=config.data.channels,
+        zero_init=fields.zero_init,
         remat=fields.remat,
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
         rngs=rngs,
