@@ -51,14 +51,14 @@ def figure4(scale: Scale) -> Figure:
 
 
 def figure9(scale: Scale) -> Figure:
-    """The same of five methods and ReSA."""
-    return _over_training(scale, ("simclr", "vicreg", "swav", "mocov3", "dino", "resa"))
+    """The same with ReSA, and with the k-NN accuracy of the encodings."""
+    return _over_training(scale, ("simclr", "vicreg", "swav", "resa"), neighbours=True)
 
 
-def _over_training(scale: Scale, methods: tuple[str, ...]) -> Figure:
+def _over_training(scale: Scale, methods: tuple[str, ...], *, neighbours: bool = False) -> Figure:
     runs = {}
     for method in scale.some(methods):
-        deep = {"method.three_layers": True} if method in ("simclr", "swav", "mocov3") else {}
+        deep = {"method.three_layers": True} if method in ("simclr", "swav") else {}
         fields = deep | {"eval.linear_layers": True}
         runs[TITLES[method]] = scale.run("cifar100", method, epochs=500, fields=fields, small=deep)
     scores = {"SC mean": "silhouette_mean", "SC std": "silhouette_std", "ARI": "ari"}
@@ -66,7 +66,10 @@ def _over_training(scale: Scale, methods: tuple[str, ...]) -> Figure:
     for title, run in runs.items():
         for layer, name in _LAYERS.items():
             linear = f"eval/{name}_linear_top1" if layer != "H" else "eval/linear_top1"
-            named = {"linear": linear} | {s: f"eval/{name}_{x}" for s, x in scores.items()}
+            named = {"linear": linear}
+            if neighbours and layer == "H":
+                named["k-NN"] = "eval/knn_top1"
+            named |= {s: f"eval/{name}_{x}" for s, x in scores.items()}
             cells += [
                 Cell(f"{title}, {layer}", column, run, Measure(None, score=score), None)
                 for column, score in named.items()

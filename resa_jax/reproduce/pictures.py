@@ -46,21 +46,18 @@ def markers(figure: Figure, folders: Folders, values: Mapping) -> Picture:
 
 def layers_over_training(figure: Figure, folders: Folders, values: Mapping) -> Picture:
     """A column for each method; accuracy, silhouette and ARI of its layers over the epochs."""
-    rows = {
-        "linear accuracy": "linear_top1",
-        "SC mean": "silhouette_mean",
-        "SC std": "silhouette_std",
-        "ARI": "ari",
-    }
-    picture = Picture((2.7 * len(folders), 8))
+    rows = {"linear accuracy": "linear_top1"}
+    if any(column == "k-NN" for _, column in values):
+        rows["k-NN accuracy"] = "knn_top1"
+    rows |= {"SC mean": "silhouette_mean", "SC std": "silhouette_std", "ARI": "ari"}
+    picture = Picture((2.7 * len(folders), 2 * len(rows)))
     panels = picture.subplots(len(rows), len(folders), sharex=True, sharey="row", squeeze=False)
     for column, (title, folder) in enumerate(folders.items()):
         run = read_run(folder)
         for axes, (name, score) in zip(panels[:, column], rows.items(), strict=True):
             for layer, full in LAYERS.items():
-                own = f"eval/{layer}_{score}"
-                if score == "linear_top1" and layer == "encoding":
-                    own = "eval/linear_top1"
+                named = layer != "encoding" or score not in ("linear_top1", "knn_top1")
+                own = f"eval/{layer}_{score}" if named else f"eval/{score}"
                 axes.plot(*run.curve(own), marker=".", label=full.partition(" ")[0])
             if column == 0:
                 axes.set_ylabel(name)
