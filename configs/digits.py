@@ -26,7 +26,10 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.optimizer.name = "adamw"
     # By a search among 1e-3, 3e-3 and 1e-2 (benchmarks.digits_rates); at SimSiam's best of it,
     # 1e-2, embeddings keep two dimensions with some seeds.
-    config.base_lr = 1e-2 if options.method in ("simclr", "vicreg", "intl", "mec") else 3e-3
+    config.base_lr = {
+        **dict.fromkeys(("simclr", "byol", "vicreg", "intl", "mec"), 1e-2),
+        "barlow_twins": 1e-3,
+    }.get(options.method, 3e-3)
     config.weight_decay = 0.01
     config.ema_momentum = 0.98  # a run of 770 steps has no time for 0.996
     config.encoder.update({"name": "resnet18_small", "image_size": 8, "width": 8})
