@@ -21,10 +21,10 @@ CURVES = {
 }
 COMPONENTS = {"H": "encoding", "P0": "p0", "P1": "p1", "Z": "embedding"}
 SCORES = {
-    "linear_top1": "linear accuracy, %",
     "silhouette_mean": "silhouette, mean",
     "silhouette_std": "silhouette, std",
     "ari": "k-means ARI",
+    "linear_top1": "linear accuracy, %",
 }
 
 
@@ -70,7 +70,7 @@ def draw_components(runs: dict[str, list[dict]]) -> None:
             panel.set(title=f"{run}: {title}", xlabel="epoch")
             if all(not line.get_xdata().size for line in panel.lines):
                 panel.set_visible(False)
-        row[-1].legend(fontsize=8)
+        row[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(DOCS / "components.png", dpi=80)
 
