@@ -66,10 +66,10 @@ def run(main: Callable[[list[str]], None], *, overrides: bool = False) -> None:
 
 def _underscored(argument: str) -> str:
     """--dry-run as --dry_run: both spellings are usual."""
+    if not argument.startswith("--"):
+        return argument
     name, equals, value = argument.partition("=")
-    return (
-        f"{name[:2]}{name[2:].replace('-', '_')}{equals}{value}" if name[:2] == "--" else argument
-    )
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
 def _check_locale() -> None:

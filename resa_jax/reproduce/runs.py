@@ -12,7 +12,7 @@ from resa_jax.paths import AnyPath
 from resa_jax.recipes import get_config
 
 
-T = TypeVar("T")
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Scale:
         """The data sets of an item: at a small scale digits stand for the first, and for all."""
         return names if self.is_paper else names[:1]
 
-    def some(self, rows: Iterable[T]) -> list[T]:
+    def some(self, rows: Iterable[_Row]) -> list[_Row]:
         """Rows of an item, or panels of a figure: all, at the smallest scale first and last."""
         rows = list(rows)
         return rows[:: len(rows) - 1] if self.name == "smoke" and len(rows) > 2 else rows
